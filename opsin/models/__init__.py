@@ -1,0 +1,212 @@
+"""The table of networks, readable without torch, and `build`, which makes one of them by name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from opsin.errors import UsageError, near
+from opsin.recipe import _check as check_type
+
+if TYPE_CHECKING:
+    from opsin.types import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One network. The counts hold at its native size, channels and classes.
+
+    builder: "module:function". options: keyword arguments of the builder that belong to the name.
+    params: values in parameters, frozen ones included. million_macs: multiply–adds of convolutions and
+    fully-connected layers for one picture, in millions. native_size: side in pixels that it was designed for.
+    least_size: smallest side that it takes.
+    """
+
+    builder: str
+    summary: str
+    year: int
+    paper: str
+    params: int
+    million_macs: float
+    native_size: int
+    least_size: int
+    classes: int = 10
+    channels: int = 3
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+_VGG = "Simonyan and Zisserman 2014, table 1"
+_RESNET = "He et al. 2015, Deep residual learning"
+_CHAPTER = "PaddlePaddle book 2017, image classification"
+
+
+def _vgg(depth: int, params: int, million_macs: float, *, norm: bool = False) -> Entry:
+    column = {11: "A", 13: "B", 16: "D", 19: "E"}[depth]
+    return Entry(
+        builder="opsin.models.vgg:vgg",
+        summary=f"VGG-{depth}" + (" with batch normalisation" if norm else ""),
+        year=2014,
+        paper=f"{_VGG}, column {column}",
+        params=params,
+        million_macs=million_macs,
+        native_size=224,
+        least_size=32,
+        classes=1000,
+        options={"depth": depth, "norm": norm},
+    )
+
+
+def _resnet_cifar(depth: int) -> Entry:
+    n = (depth - 2) // 6  # every n adds the same 6 convolutions and 6 batch normalisations
+    return Entry(
+        builder="opsin.models.resnet:resnet_cifar",
+        summary=f"ResNet-{depth} for small pictures, 3 stages of {n} blocks",
+        year=2015,
+        paper=f"{_RESNET}, §4.2",
+        params=97_216 * n - 21_926,
+        million_macs=round((14_155_776 * n - 1_916_288) / 1e6, 1),
+        native_size=32,
+        least_size=4,
+        options={"depth": depth},
+    )
+
+
+def _resnet(depth: int, params: int, million_macs: float) -> Entry:
+    return Entry(
+        builder="opsin.models.resnet:resnet",
+        summary=f"ResNet-{depth} for ImageNet",
+        year=2015,
+        paper=f"{_RESNET}, table 1",
+        params=params,
+        million_macs=million_macs,
+        native_size=224,
+        least_size=32,
+        classes=1000,
+        options={"depth": depth},
+    )
+
+
+MODELS: dict[str, Entry] = {
+    "smallnet": Entry(
+        builder="opsin.models.smallnet:smallnet",
+        summary="small wide network with frozen whitening; the default for small pictures",
+        year=2024,
+        paper="Jordan 2024, 94 % on CIFAR-10 in 3.29 seconds",
+        params=1_972_792,
+        million_macs=118.1,
+        native_size=32,
+        least_size=9,
+    ),
+    "lenet5": Entry(
+        builder="opsin.models.lenet:lenet5",
+        summary="LeNet-5: tanh, average pooling",
+        year=1998,
+        paper="LeCun et al. 1998, figure 2",
+        params=61_706,
+        million_macs=0.4,
+        native_size=32,
+        least_size=16,
+        channels=1,
+    ),
+    "lenet": Entry(
+        builder="opsin.models.lenet:lenet",
+        summary="the chapter's figure 5: 20 and 50 kernels, max pooling, 500 units",
+        year=2010,
+        paper="deeplearning.net tutorial, LeNet",
+        params=431_080,
+        million_macs=2.3,
+        native_size=28,
+        least_size=16,
+        channels=1,
+    ),
+    "vgg11": _vgg(11, 132_863_336, 7_609.1),
+    "vgg13": _vgg(13, 133_047_848, 11_308.5),
+    "vgg16": _vgg(16, 138_357_544, 15_470.3),
+    "vgg19": _vgg(19, 143_667_240, 19_632.1),
+    "vgg11_bn": _vgg(11, 132_868_840, 7_609.1, norm=True),
+    "vgg13_bn": _vgg(13, 133_053_736, 11_308.5, norm=True),
+    "vgg16_bn": _vgg(16, 138_365_992, 15_470.3, norm=True),
+    "vgg19_bn": _vgg(19, 143_678_248, 19_632.1, norm=True),
+    "vgg16_cifar": Entry(
+        builder="opsin.models.vgg:vgg16_cifar",
+        summary="the chapter's VGG-16 with batch normalisation and dropout, for small pictures",
+        year=2017,
+        paper=_CHAPTER,
+        params=15_254_602,
+        million_macs=313.7,
+        native_size=32,
+        least_size=32,
+    ),
+    **{f"resnet{depth}": _resnet_cifar(depth) for depth in (20, 32, 44, 56, 110, 1202)},
+    "resnet_chapter": Entry(
+        builder="opsin.models.resnet:resnet_chapter",
+        summary="the chapter's ResNet for small pictures, depth 32 (or another, 20 to 110), projection shortcuts",
+        year=2017,
+        paper=_CHAPTER,
+        params=466_906,
+        million_macs=69.1,
+        native_size=32,
+        least_size=4,
+    ),
+    "resnet18": _resnet(18, 11_689_512, 1_814.1),
+    "resnet34": _resnet(34, 21_797_672, 3_663.8),
+    "resnet50": _resnet(50, 25_557_032, 4_089.2),
+    "resnet101": _resnet(101, 44_549_160, 7_801.4),
+    "resnet152": _resnet(152, 60_192_808, 11_513.6),
+}
+
+
+def entry(name: str) -> Entry:
+    """The table's line of that name, or of a CIFAR ResNet of any depth 6n+2 ("resnet26").
+
+    `UsageError` for any other name, with the near ones. resnet18, 34, 50, 101 and 152 are the ImageNet networks.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    if match := re.fullmatch(r"resnet(\d{1,5})", name):
+        from opsin.models.resnet import blocks_per_stage
+
+        depth = int(match[1])
+        blocks_per_stage(depth)
+        return _resnet_cifar(depth)
+    raise UsageError(f"no network {name!r}; {near(name, MODELS)}")
+
+
+def builder(name: str) -> Callable[..., Model]:
+    """The function behind a name. Imports torch."""
+    module, function = entry(name).builder.split(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options that `build` takes for this network, with their defaults. Imports torch."""
+    fixed = {"num_classes", "in_channels", *entry(name).options}
+    return {key: p.default for key, p in inspect.signature(builder(name)).parameters.items() if key not in fixed}
+
+
+def build(name: str, num_classes: int, in_channels: int = 3, **options_: Any) -> Model:
+    """A new network, weights drawn from torch's global generator.
+
+    An unknown name or option, or a value that the builder cannot use, is a `UsageError` with the near names.
+    """
+    known, make = options(name), builder(name)
+    for key in options_:
+        if key not in known:
+            raise UsageError(f"{name}: no option {key!r}; {near(key, known) if known else 'it has none'}")
+    arguments = {"num_classes": num_classes, "in_channels": in_channels, **options_}
+    hints = typing.get_type_hints(make)
+    arguments = {key: check_type(value, hints[key], f"{name}.{key}") for key, value in arguments.items()}
+    for key in ("num_classes", "in_channels"):
+        if arguments[key] < 1:
+            raise UsageError(f"{name}.{key}: expected at least 1, received {arguments[key]}")
+    try:
+        return make(**arguments, **entry(name).options)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
+    except (TypeError, ValueError) as error:  # torch's own checks, such as a dropout above 1
+        raise UsageError(f"{name}: {error}") from error

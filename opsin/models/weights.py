@@ -1,0 +1,248 @@
+"""Weights that others have trained: read without running their code, renamed by tables, and never adapted silently."""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opsin.errors import BadInput, StorageError, UsageError
+from opsin.models.vgg import CONVOLUTIONS
+from opsin.storage import from_safetensors
+
+MAX_BYTES = 4 << 30
+TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".bin")
+WRAPPERS = ("state_dict", "model", "state_dict_ema")  # under which training scripts keep the tensors; first found wins
+PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compile
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Key maps: a foreign module (a regular expression for all of its path) → ours. The tensor's own name stays.
+# ---------------------------------------------------------------------------------------------------------------------
+
+# torchvision's names, and those of the public CIFAR ResNets (`linear` and `shortcut` for `fc` and `downsample`)
+RESNET = {
+    r"conv1": "stages.stem.0",
+    r"bn1": "stages.stem.1",
+    r"layer(\d)\.(\d+)\.conv1": r"stages.stage\1.\2.body.0.0",
+    r"layer(\d)\.(\d+)\.bn1": r"stages.stage\1.\2.body.0.1",
+    r"layer(\d)\.(\d+)\.conv2": r"stages.stage\1.\2.body.1.0",
+    r"layer(\d)\.(\d+)\.bn2": r"stages.stage\1.\2.body.1.1",
+    r"layer(\d)\.(\d+)\.conv3": r"stages.stage\1.\2.body.2.0",
+    r"layer(\d)\.(\d+)\.bn3": r"stages.stage\1.\2.body.2.1",
+    r"layer(\d)\.(\d+)\.(?:downsample|shortcut)\.([01])": r"stages.stage\1.\2.shortcut.\3",
+    r"fc|linear": "head.linear",
+}
+
+
+def _vgg(depth: int, *, norm: bool) -> dict[str, str]:
+    """torchvision's names: `features` is our five stages in one row."""
+    table, offset = {}, 0
+    for i, count in enumerate(CONVOLUTIONS[depth], 1):
+        length = count * (3 if norm else 2) + 1
+        table |= {rf"features\.{offset + j}": f"stages.stage{i}.{j}" for j in range(length)}
+        offset += length
+    return table | {
+        r"classifier\.0": "stages.fc1.linear",
+        r"classifier\.3": "stages.fc2.linear",
+        r"classifier\.6": "head",
+    }
+
+
+KEY_MAPS: dict[str, dict[str, str]] = {
+    "resnet": RESNET,
+    **{f"vgg{depth}": _vgg(depth, norm=False) for depth in CONVOLUTIONS},
+    **{f"vgg{depth}_bn": _vgg(depth, norm=True) for depth in CONVOLUTIONS},
+}
+
+
+def key_map(name: str) -> dict[str, str]:
+    """The table for the network `name` of `opsin.models.MODELS`; empty where only our own names are known."""
+    return KEY_MAPS["resnet"] if name.startswith("resnet") else KEY_MAPS.get(name, {})
+
+
+def translate(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The same tensors under our names; a key that the table does not know stays as it is."""
+    table = key_map(name)
+    translated: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        module, _, leaf = key.rpartition(".")
+        matches = ((re.fullmatch(pattern, module), ours) for pattern, ours in table.items())
+        new = next((f"{match.expand(ours)}.{leaf}" for match, ours in matches if match), key)
+        if new in translated:
+            raise UsageError(f"the weights do not fit {name}: two tensors are for {new}, one of them {key}")
+        translated[new] = tensor
+    return translated
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_foreign(path: Path | str, *, max_bytes: int = MAX_BYTES, notes: list[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of a weights file by the names that they have there, on the CPU.
+
+    .safetensors, or .pth .pt .th .tar .bin as PyTorch writes them; the latter are read as tensors only, so that no
+    code in them runs. What training scripts wrap around the tensors is taken off, and so are the prefixes `module.`
+    and `_orig_mod.` where all names have them; each is said in `notes`.
+    `BadInput` when the file is missing, larger than `max_bytes` (also once unpacked), damaged, or holds anything else.
+    """
+    path, notes = Path(path), [] if notes is None else notes
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise BadInput(path, "expected a file of weights, this is not a file")
+    except OSError as error:
+        raise BadInput(path, error.strerror or str(error)) from error
+    if size > max_bytes:
+        raise BadInput(path, f"{size} bytes; at most {max_bytes} are read")
+    if path.suffix.lower() == ".safetensors":
+        try:
+            return _strip_prefixes(from_safetensors(path.read_bytes(), path), notes)
+        except StorageError as error:
+            raise BadInput(path, f"not a safetensors file, or damaged: {error.__cause__ or error}") from error
+    if path.suffix.lower() not in TORCH_SUFFIXES:
+        known = ", ".join((".safetensors", *TORCH_SUFFIXES))
+        raise BadInput(path, f"expected a weights file ({known}), received {path.suffix or 'no suffix'}")
+    return _strip_prefixes(_unwrap(_load_tensors_only(path, max_bytes), path, notes), notes)
+
+
+def _load_tensors_only(path: Path, max_bytes: int) -> Any:
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > max_bytes:
+                raise BadInput(path, f"{unpacked} bytes once unpacked; at most {max_bytes} are read")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice about other ways to load; we say our own below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except BadInput:
+        raise
+    except Exception as error:  # a file from outside: whatever the parsers trip over, it is this file that is bad
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"it holds a Python object, {found[1]}" if found else f"{type(error).__name__} while reading it"
+        raise BadInput(
+            path,
+            f"cannot be read as tensors only: {what}. Reading more could run code from the file, so it is refused; "
+            "where you trust it, save its state_dict as .safetensors with the program that made it",
+        ) from error
+
+
+def _unwrap(contents: Any, path: Path, notes: list[str]) -> dict[str, Tensor]:
+    if isinstance(contents, Mapping):
+        found = [key for key in WRAPPERS if isinstance(contents.get(key), Mapping)]
+        if found:
+            others = f" (not {', '.join(found[1:])})" if found[1:] else ""
+            notes.append(f"took the tensors under {found[0]!r}{others}")
+            contents = contents[found[0]]
+    if not isinstance(contents, Mapping) or not contents:
+        raise BadInput(path, f"expected named tensors, received {_kind(contents)}")
+    for key, value in contents.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise BadInput(path, f"expected named tensors, received {_kind(value)} under {str(key)[:80]!r}")
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise BadInput(path, f"expected plain dense tensors, {key[:80]!r} is {value.layout} of {value.dtype}")
+    return {key: value.detach() for key, value in contents.items()}
+
+
+def _kind(value: Any) -> str:
+    return "an empty mapping" if isinstance(value, Mapping) and not value else f"a value of type {type(value).__name__}"
+
+
+def _strip_prefixes(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    while tensors:
+        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in tensors)), None)
+        if prefix is None:
+            break
+        notes.append(f"took off the prefix {prefix!r}")
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Using
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def classes_and_channels(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
+    """(num_classes, in_channels) that the network `name` must be built with for these tensors."""
+    ours = translate(tensors, name)
+    heads = [tensor for key, tensor in ours.items() if key.startswith("head.") and tensor.ndim == 2]
+    firsts = (f"stages.{stage}.weight" for stage in ("stem.0", "whiten.0", "conv1.conv", "stage1.0"))
+    inputs = [ours[key] for key in firsts if key in ours and ours[key].ndim == 4]
+    if len(heads) != 1 or not inputs:
+        missing = "last layer" if len(heads) != 1 else "first convolution"
+        raise UsageError(f"the weights do not fit {name}: no {missing} among {_some(list(tensors))}")
+    return heads[0].shape[0], inputs[0].shape[1]
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> list[str]:
+    """Put foreign (or our own) tensors into a network built as `name`; returns what was done, in words.
+
+    All or nothing: one `UsageError` lists every tensor that is missing, not expected, or of another shape or kind, and
+    the network is then untouched. Only the batch counters that old files lack may be absent, and that is said.
+    """
+    ours = translate(tensors, name)
+    theirs = dict(zip(ours, tensors, strict=True))
+    expected = model.state_dict()
+    counters = [key for key in expected if key.endswith(".num_batches_tracked") and key not in ours]
+    missing = [key for key in expected if key not in ours and key not in counters]
+    unexpected = [theirs[key] for key in ours if key not in expected]
+    shared = [key for key in ours if key in expected]
+    shapes = [key for key in shared if ours[key].shape != expected[key].shape]
+    kinds = [key for key in shared if ours[key].is_floating_point() != expected[key].is_floating_point()]
+
+    problems = []
+    if missing:
+        problems.append(f"missing: {_some(missing)}")
+    if unexpected:
+        problems.append(f"not expected: {_some(unexpected)}")
+    if shapes:
+        pairs = [f"{k} (expected {_shape(expected[k])}, received {_shape(ours[k])})" for k in shapes]
+        problems.append(f"of another shape: {_some(pairs)}")
+    if kinds:
+        problems.append(f"of another kind: {_some([f'{k} ({_dtype(ours[k])})' for k in kinds])}")
+    if problems:
+        raise UsageError(
+            f"the weights do not fit {name}. {'. '.join(problems)}.{_hint(name, missing, unexpected, shapes)}"
+        )
+
+    model.load_state_dict(ours, strict=not counters)
+    renamed = sum(key != old for key, old in theirs.items())
+    notes = [f"loaded {len(ours)} tensors into {name}" + (f", {renamed} of them renamed" if renamed else "")]
+    converted = Counter((_dtype(ours[k]), _dtype(expected[k])) for k in shared if ours[k].dtype != expected[k].dtype)
+    notes += [f"converted {count} tensors from {old} to {new}" for (old, new), count in converted.items()]
+    if counters:
+        notes.append(f"the file has no num_batches_tracked; the {len(counters)} counters stay at 0")
+    return notes
+
+
+def _hint(name: str, missing: Sequence[str], unexpected: Sequence[str], shapes: Sequence[str]) -> str:
+    if any(re.search(r"\.(downsample|shortcut)\.", key) for key in unexpected) and name.startswith("resnet"):
+        return ' The file has projection shortcuts: build the network with shortcut="B".'
+    if any(".shortcut." in key for key in missing) and not unexpected:
+        return ' The file has no projection shortcuts: build the network with shortcut="A".'
+    if shapes and not missing and not unexpected and all(key.startswith("head.") for key in shapes):
+        return " Only the last layer differs: build the network with as many classes as the file has."
+    return ""
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    shown = ", ".join(name[:200] for name in names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "one value"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,368 @@
+"""A recipe: every value that a training depends on, as frozen dataclasses; to and from TOML; single fields replaced.
+
+Nothing here imports torch, so help, validation and `--dry-run` are instant. The modules that do the work
+(`data.loader`, `augment`, `loss`, `optim`, `run`) interpret these values.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from opsin import schedule
+from opsin.errors import UsageError, near
+from opsin.preprocess import Preprocess
+from opsin.schedule import Cosine, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which pictures, and how they are drawn.
+
+    name: a named data set or a folder. data_dir: where a named data set lies, when not in the cache.
+    validation: the part of the training pictures held out for choosing (0: none; the last epoch is reported).
+    loader: "memory" (uint8 on the device), "disk" (threads decode while training runs) or "auto" (by size).
+    on_bad_image: "error" stops at the first picture that cannot be read, "skip" leaves it out, counted and reported.
+    """
+
+    name: str
+    data_dir: str = ""
+    validation: float = 0.0
+    batch_size: int = 128
+    loader: Literal["auto", "memory", "disk"] = "auto"
+    workers: int = 2
+    on_bad_image: Literal["error", "skip"] = "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A network of the table `opsin.models.MODELS`.
+
+    options: its builder's keyword arguments. weights: a file to start from instead of random values.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """What happens to training batches, in this order. Zero, None or "" switches a part off.
+
+    crop: random-resized-crop of this least area (0–1), else pad-and-crop by `shift` pixels with `padding`.
+    flip: left-right. "alternating" mirrors a picture every second epoch after a random first one.
+    rotate, zoom: degrees and relative size, uniform in ±, about the centre. colour: brightness, contrast and saturation jitter,
+    uniform in 1 ± colour. trivial: TrivialAugment (Müller and Hutter 2021). erase: probability of random erasing; cutout: side in pixels.
+    mixup, cutmix: alpha of the beta distribution; with both, each batch takes one of them at even odds.
+    sizes: progressive resolution as (part of the training from which it holds, side in pixels); () is full size throughout.
+    """
+
+    crop: float = 0.0
+    shift: int = 0
+    padding: Literal["reflect", "zero"] = "reflect"
+    flip: Literal["", "random", "alternating"] = ""
+    rotate: float = 0.0
+    zoom: float = 0.0
+    colour: float = 0.0
+    trivial: bool = False
+    erase: float = 0.0
+    cutout: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    sizes: tuple[tuple[float, int], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Parameters whose name matches `match` (shell pattern) get their own rate and decay; the first match wins.
+
+    until: the part of the training after which they stop learning (1.0: never); the rate falls linearly to 0 by then.
+    """
+
+    match: str
+    lr_scale: float = 1.0
+    weight_decay: float | None = None
+    until: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Stochastic gradient descent; L2 is added to the gradient."""
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    groups: tuple[Group, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Kingma and Ba 2014, algorithm 1; L2 is added to the gradient."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    groups: tuple[Group, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Loshchilov and Hutter 2017: Adam with decoupled weight decay."""
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.05
+    groups: tuple[Group, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Muon:
+    """Orthogonalised momentum for the convolution filters (Jordan 2024), Nesterov SGD for everything else.
+
+    lr, momentum: of the filters. sgd_lr, sgd_momentum, weight_decay: of the rest.
+    """
+
+    lr: float = 0.24
+    momentum: float = 0.6
+    sgd_lr: float = 0.05
+    sgd_momentum: float = 0.85
+    weight_decay: float = 0.0
+    groups: tuple[Group, ...] = ()
+
+
+Optimizer = SGD | Adam | AdamW | Muon
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy:
+    """Softmax cross-entropy, mean over the batch. aux_weights: of the auxiliary heads, deepest last."""
+
+    label_smoothing: float = 0.0
+    aux_weights: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """When training ends before its last epoch. minutes: of wall clock, 0 for none.
+
+    patience: epochs without a lower validation error after which training stops and the best weights are taken (0: off).
+    """
+
+    minutes: float = 0.0
+    patience: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that a training depends on. The same recipe, versions and thread count give the same weights."""
+
+    data: Data
+    model: ModelSpec
+    preprocess: Preprocess
+    augment: Augment = Augment()
+    optimizer: Optimizer = SGD()
+    schedule: Schedule = Cosine()
+    loss: CrossEntropy = CrossEntropy()
+    stop: Stop = Stop()
+    epochs: int = 10
+    seed: int = 0
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    compile: bool = False
+    accumulate: int = 1
+    clip: float = 0.0
+    ema: float = 0.0
+    save_every: int = 0  # steps between checkpoints within an epoch; 0: at the end of each epoch only
+
+    def __post_init__(self) -> None:
+        for key, value, least in (
+            ("epochs", self.epochs, 1),
+            ("data.batch_size", self.data.batch_size, 1),
+            ("accumulate", self.accumulate, 1),
+        ):
+            if value < least:
+                raise UsageError(f"{key}: expected at least {least}, received {value}")
+        if not 0 <= self.data.validation < 1:
+            raise UsageError(f"data.validation: expected 0 <= x < 1, received {self.data.validation}")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"ema: expected 0 <= x < 1, received {self.ema}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One field at a time: `--set optimizer.lr=0.2` and TOML go through the same door
+# ---------------------------------------------------------------------------------------------------------------------
+
+PARTS: dict[str, type] = {
+    part.__name__: part
+    for part in (SGD, Adam, AdamW, Muon)
+    + (
+        schedule.Constant,
+        schedule.MultiStep,
+        schedule.DiscreteExponential,
+        schedule.Cosine,
+        schedule.OneCycle,
+        schedule.Linear,
+    )
+}
+
+
+def override(value: Any, key: str, text: str) -> Any:
+    """`value` with the one field that the dotted `key` names replaced by `text`, read by that field's type.
+
+    A part that has several forms is chosen by its name, keeping what both forms share:
+    `override(recipe, "optimizer", "AdamW")`, then `override(recipe, "optimizer.lr", "1e-3")`.
+    An unknown key is a `UsageError` that names the near ones.
+    """
+    return _override(value, key, key.split("."), text)
+
+
+def _override(value: Any, key: str, path: list[str], text: str) -> Any:
+    name, rest = path[0], path[1:]
+    if isinstance(value, dict):
+        if rest:
+            raise UsageError(f"{key}: {name} has no fields of its own")
+        return {**value, name: _literal(text)}
+    hints = typing.get_type_hints(type(value), vars(schedule) | globals())
+    if name not in hints:
+        raise UsageError(f"{key}: no field {name!r}; {near(name, hints)}")
+    if rest:
+        inner = getattr(value, name)
+        if not (dataclasses.is_dataclass(inner) or isinstance(inner, dict)):
+            raise UsageError(f"{key}: {name} has no fields of its own")
+        return replace(value, **{name: _override(inner, key, rest, text)})
+    return replace(value, **{name: _parse(text, hints[name], key, getattr(value, name))})
+
+
+def _literal(text: str) -> Any:
+    """A number, a boolean, a list or, failing these, the text itself."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def _parse(text: str, kind: Any, key: str, current: Any) -> Any:
+    """`text` as a value of the annotated type `kind`."""
+    forms = [form for form in typing.get_args(kind) or (kind,) if dataclasses.is_dataclass(form)]
+    if forms:
+        chosen = {form.__name__.lower(): form for form in forms}.get(text.lower())
+        if chosen is None:
+            raise UsageError(f"{key}: expected one of {', '.join(form.__name__ for form in forms)}, received {text!r}")
+        shared = {f.name: getattr(current, f.name) for f in dataclasses.fields(chosen) if f.name == "groups"}
+        return chosen(**shared)
+    value = text if kind is str or typing.get_origin(kind) is Literal else _literal(text)
+    return _check(value, kind, key)
+
+
+def _check(value: Any, kind: Any, key: str) -> Any:
+    """`value` as the annotated type `kind`, or a `UsageError` that says what was expected."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        kinds = [argument for argument in arguments if argument is not type(None)]
+        if isinstance(value, dict):
+            by_name = {argument.__name__: argument for argument in kinds}
+            name = value.get("kind")
+            if name not in by_name:
+                raise UsageError(f"{key}.kind: expected one of {', '.join(by_name)}, received {name!r}")
+            return _build(by_name[name], {k: v for k, v in value.items() if k != "kind"}, key)
+        return _check(value, kinds[0], key)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise UsageError(f"{key}: expected one of {', '.join(map(repr, arguments))}, received {value!r}")
+    if dataclasses.is_dataclass(kind):
+        if isinstance(value, dict):
+            return _build(kind, value, key)
+    elif kind is float:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            repeated = len(arguments) == 2 and arguments[1] is Ellipsis
+            if repeated or len(value) == len(arguments):
+                inner = [arguments[0]] * len(value) if repeated else arguments
+                return tuple(_check(v, k, f"{key}[{i}]") for i, (v, k) in enumerate(zip(value, inner, strict=True)))
+    elif origin is dict:
+        if isinstance(value, dict):
+            return value
+    elif type(value) is kind:
+        return value
+    expected = getattr(kind, "__name__", str(kind)) if origin is None else str(kind)
+    raise UsageError(f"{key}: expected {expected}, received {value!r}")
+
+
+def _build(kind: type, values: dict[str, Any], key: str) -> Any:
+    hints = typing.get_type_hints(kind, vars(schedule) | globals())
+    for name in values:
+        if name not in hints:
+            raise UsageError(f"{key}.{name}: no such field; {near(name, hints)}")
+    try:
+        return kind(**{name: _check(value, hints[name], f"{key}.{name}") for name, value in values.items()})
+    except TypeError as error:
+        raise UsageError(f"{key}: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TOML
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def to_dict(value: Any) -> Any:
+    """A recipe or one of its parts as plain dicts, lists and scalars; a part with several forms names its `kind`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return ({"kind": type(value).__name__} if type(value).__name__ in PARTS else {}) | fields
+    if isinstance(value, dict):
+        return {key: to_dict(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_dict(inner) for inner in value]
+    return value
+
+
+def from_dict(values: dict[str, Any]) -> Recipe:
+    """The recipe that `to_dict` wrote; `UsageError` names the first key that does not fit."""
+    return _build(Recipe, values, "recipe")
+
+
+def to_toml(recipe: Recipe) -> str:
+    """Every value, defaults written out. TOML has no null: an absent `weight_decay` of a group is left out."""
+    values = to_dict(recipe)
+    lines = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    for key, table in values.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{key}]"] + [f"{k} = {_toml(v)}" for k, v in table.items() if v is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items() if v is not None) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return repr(value)
+
+
+def from_toml(text: str, name: str = "recipe") -> Recipe:
+    """The recipe written by `to_toml`, or by hand (what is left out has its default)."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{name}: not TOML: {error}") from error
+    return from_dict(values)

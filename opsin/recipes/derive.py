@@ -1,0 +1,112 @@
+"""The default: a recipe from what the data and the network are, and the same in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from opsin import models
+from opsin.preprocess import CIFAR10_MEAN, CIFAR10_STD, Preprocess
+from opsin.recipe import SGD, AdamW, Augment, CrossEntropy, Data, Group, ModelSpec, Muon, Recipe
+from opsin.schedule import Cosine, Linear
+
+DEFAULT = "smallnet"
+# Networks without batch normalisation: plain descent at the usual rates diverges or crawls on them.
+WITHOUT_NORM = ("lenet5", "lenet", "vgg11", "vgg13", "vgg16", "vgg19")
+
+
+class Facts(NamedTuple):
+    """What a recipe is derived from. height, width: medians, in pixels. mirror: whether a mirrored picture keeps its class."""
+
+    name: str
+    num_train: int
+    num_classes: int
+    height: int
+    width: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    mirror: bool
+
+
+def small() -> Recipe:
+    """The small wide network on CIFAR-10: the recipe that `opsin train cifar10` derives on its own.
+
+    opsin train cifar10 --recipe small
+    """
+    return derive(Facts("cifar10", 50_000, 10, 32, 32, 3, CIFAR10_MEAN, CIFAR10_STD, True))[0]
+
+
+def derive(facts: Facts, model: str = DEFAULT) -> tuple[Recipe, list[str]]:
+    """A recipe for these facts and this network, and one sentence for each choice."""
+    size, words = _size(facts, model)
+    augment = Augment(shift=2, flip="alternating") if facts.mirror else Augment(shift=2, rotate=10, zoom=0.1)
+    words.append(
+        "training pictures are shifted by up to 2 pixels"
+        + (" and mirrored" if facts.mirror else ", turned by up to 10° and scaled by up to 10 %, not mirrored")
+    )
+    few = facts.num_train < 10_000
+    if model == DEFAULT:
+        batch = min(64 if few else 1000, max(16, facts.num_train // 20))
+    else:
+        batch = min(128, max(16, facts.num_train // 20))
+    epochs = max(5, min(60, round(4 + 50_000 / facts.num_train)))
+    recipe = Recipe(
+        data=Data(name=facts.name, batch_size=batch),
+        model=ModelSpec(name=model),
+        preprocess=Preprocess(size=size, channels=facts.channels, mean=facts.mean, std=facts.std),
+        augment=augment,
+        loss=CrossEntropy(label_smoothing=0.1),
+        epochs=epochs,
+    )
+    if model == DEFAULT:
+        if few:
+            recipe = replace(recipe, model=ModelSpec(name=model, options={"widths": [32, 64, 128]}))
+            words.append("the network is a half and a quarter as wide as for 10,000 pictures and more")
+        recipe = replace(recipe, optimizer=_race(batch), schedule=Linear())
+        if size == (32, 32) and facts.num_train >= 20_000:
+            recipe = replace(recipe, augment=replace(augment, sizes=((0.0, 24), (0.4, 28), (0.7, 32))))
+            words.append("training starts at 24 pixels and goes over 28 to 32: most of the work where it is cheap")
+    elif model in WITHOUT_NORM:
+        recipe = replace(recipe, optimizer=AdamW(lr=1e-3, weight_decay=0.01), schedule=Cosine())
+    else:
+        optimizer = SGD(lr=0.1 * batch / 128, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        recipe = replace(recipe, optimizer=optimizer, schedule=Cosine())
+    named = "the small wide network" if model == DEFAULT else model
+    words.insert(0, f"{named}, {epochs} passes in batches of {batch}, {type(recipe.optimizer).__name__}")
+    return recipe, words
+
+
+def _race(batch: int) -> Muon:
+    """The rates of the race's recipe (Jordan 2024). It sums the loss over the batch where we take the mean, so the rate
+    of plain descent grows with the batch, and the decay per step, rate · decay = 2·10⁻⁶ · batch, stays as there."""
+    return Muon(
+        lr=0.24,
+        momentum=0.6,
+        sgd_lr=0.053 * batch,
+        sgd_momentum=0.85,
+        weight_decay=2e-6 / 0.053,
+        groups=(
+            Group(match="stages.whiten.*", until=0.3),
+            Group(match="head.*", lr_scale=0.67 / 0.053, weight_decay=2e-6 / 0.67),
+        ),
+    )
+
+
+def _size(facts: Facts, model: str) -> tuple[tuple[int, int], list[str]]:
+    """What the network is shown, (H, W), and why."""
+    entry = models.entry(model)
+    if max(facts.height, facts.width) > 64:
+        side = 64 if model == DEFAULT else entry.native_size
+        return (side, side), [
+            f"pictures (median {facts.height}×{facts.width}) are scaled to {side}×{side}, the centre cut out"
+        ]
+    # One factor for both sides keeps the shape. 16: at 9 the small network's last map would be a single value.
+    least = max(entry.least_size, 16 if model == DEFAULT else 0)
+    scale = max(1.0, least / min(facts.height, facts.width))
+    size = (round(facts.height * scale), round(facts.width * scale))
+    if scale == 1:
+        return size, []
+    return size, [
+        f"pictures of {facts.height}×{facts.width} are enlarged to {size[0]}×{size[1]}, what {model} needs to halve its maps"
+    ]

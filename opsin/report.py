@@ -1,0 +1,284 @@
+"""A `Report` to `report.json` and one self-contained `report.html`; predictions to a page of pictures with their names.
+
+Pages hold everything they show (inline styles, inline SVG, pictures as data URIs), run no script and load nothing;
+their content security policy says so to the browser. Every text is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+from torch import Tensor
+
+from opsin import __version__, figures, storage
+from opsin.classifier import Prediction
+from opsin.errors import UsageError
+from opsin.evaluate import Report
+
+MAX_CELLS, MAX_MATRIX = 20, 100  # classes up to which a table of numbers, and a shaded figure, can be read
+MAX_SAMPLES, MAX_SAMPLE_CLASSES = 600, 100
+
+
+class Thumbnail(NamedTuple):
+    uri: str  # data:image/…
+    small: bool  # whether to enlarge it without smoothing
+
+
+def thumbnail(image: Tensor, side: int = 112) -> Thumbnail:
+    """uint8 [1 or 3, h, w] as a data URI: small pictures unchanged (PNG), others reduced to `side` pixels (JPEG)."""
+    pixels = np.ascontiguousarray(image.detach().cpu().numpy().transpose(1, 2, 0))
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    small, out = max(picture.size) <= 64, io.BytesIO()
+    if small:
+        picture.save(out, "PNG", optimize=True)
+    else:
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        picture.save(out, "JPEG", quality=88)
+    kind = "png" if small else "jpeg"
+    return Thumbnail(f"data:image/{kind};base64,{base64.b64encode(out.getvalue()).decode()}", small)
+
+
+def sample_indices(labels: Sequence[int] | np.ndarray, num_classes: int, per_class: int = 10) -> list[list[int]]:
+    """Places of the first `per_class` pictures of each class, for the sample sheet (figure 11 of the chapter)."""
+    found: list[list[int]] = [[] for _ in range(num_classes)]
+    for label in range(num_classes):
+        found[label] = np.flatnonzero(np.asarray(labels) == label)[:per_class].tolist()
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The report
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write(
+    folder: Path | str,
+    report: Report,
+    history: Sequence[Mapping[str, Any]] = (),
+    *,
+    recipe_toml: str = "",
+    environment: Mapping[str, Any] | None = None,
+    pictures: Callable[[int], Tensor] | None = None,
+    samples: Mapping[str, Sequence[Tensor]] | None = None,
+    title: str = "Report",
+    facts: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `report.json` and `report.html` into `folder`, durably; returns the page's path.
+
+    history: the epochs' log records. pictures: place in the evaluated pictures → uint8 [C, h, w] (None: no thumbnails).
+    samples: class name → a few of its training pictures. facts: about the run (minutes, epochs, parameters …), JSON
+    values; they are `run` in `report.json`. Whatever is empty has no section in the page.
+    """
+    folder = Path(folder)
+    values = report.to_dict() | {"run": dict(facts or {})}
+    try:
+        text = json.dumps(values, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"report: expected finite JSON values: {error}") from error
+    html = page(
+        report,
+        history,
+        recipe_toml=recipe_toml,
+        environment=environment,
+        pictures=pictures,
+        samples=samples,
+        title=title,
+        facts=facts,
+    )
+    storage.write_file(folder / "report.json", text + "\n")
+    storage.write_file(folder / "report.html", _bytes(html))
+    return folder / "report.html"
+
+
+def page(
+    report: Report,
+    history: Sequence[Mapping[str, Any]] = (),
+    *,
+    recipe_toml: str = "",
+    environment: Mapping[str, Any] | None = None,
+    pictures: Callable[[int], Tensor] | None = None,
+    samples: Mapping[str, Sequence[Tensor]] | None = None,
+    title: str = "Report",
+    facts: Mapping[str, Any] | None = None,
+) -> str:
+    """The page as a string; arguments as for `write`."""
+    k, classes = len(report.classes), report.classes
+    matrix = figures.confusion_matrix(report.confusion, classes) if MAX_CELLS < k <= MAX_MATRIX else b""
+    mistakes = []
+    if pictures is not None:
+        for mistake in report.wrong:
+            names = {"true": classes[mistake.label], "taken": classes[mistake.predicted], "key": mistake.key}
+            picture = thumbnail(pictures(mistake.place))
+            mistakes.append({**names, "picture": picture, "probability": mistake.probability})
+    pairs = [
+        {"true": classes[i], "taken": classes[j], "n": n, "part": n / report.per_class[i].support}
+        for n, i, j in report.confused(min(24, max(10, k)))
+    ]
+    samples = {name: given for name, given in (samples or {}).items() if len(given)}
+    shown = dict(list(samples.items())[:MAX_SAMPLE_CLASSES])
+    per_class = max(3, min(10, MAX_SAMPLES // max(1, len(shown))))
+    strips = [(name, [thumbnail(image) for image in given[:per_class]]) for name, given in shown.items()]
+    has = {
+        "run": facts,
+        "skipped": report.skipped,
+        "curve": history,
+        "calibration": True,
+        "confusion": k <= MAX_MATRIX,
+        "pairs": pairs,
+        "classes": True,
+        "mistakes": mistakes,
+        "samples": strips,
+        "recipe": recipe_toml,
+        "environment": environment,
+    }
+    return _render(
+        "report.html.jinja",
+        title=title,
+        report=report,
+        chance=math.log(k),
+        sections=[(id_, _SECTIONS[id_]) for id_, content in has.items() if content],
+        facts=_flat(facts or {}),
+        curve=Markup(figures.inline(figures.learning_curve(history))) if history else "",
+        reliability=Markup(figures.inline(figures.reliability_diagram(report.reliability))),
+        cells=_cells(report) if k <= MAX_CELLS else [],
+        matrix=Markup(figures.inline(matrix)) if matrix else "",
+        pairs=pairs,
+        mistakes=mistakes,
+        samples=strips,
+        across=max((len(strip) for _, strip in strips), default=1),
+        hidden_classes=len(samples) - len(shown),
+        recipe=recipe_toml,
+        environment=_flat(environment or {}),
+    )
+
+
+_SECTIONS = {
+    "run": "The run",
+    "skipped": "Left out",
+    "curve": "Learning curve",
+    "calibration": "Calibration",
+    "confusion": "Confusion",
+    "pairs": "Most often confused",
+    "classes": "Class by class",
+    "mistakes": "Worst mistakes",
+    "samples": "The classes in pictures",
+    "recipe": "Recipe",
+    "environment": "Environment",
+}
+
+
+def _cells(report: Report) -> list[list[dict[str, Any]]]:
+    """The confusion table with shades: right by the part of the row, wrong against the worst confusion."""
+    worst = max((n for n, _, _ in report.confused(1)), default=1)
+    rows = []
+    for i, row in enumerate(report.confusion):
+        cells = []
+        for j, n in enumerate(row):
+            part = n / max(1, sum(row)) if i == j else 0.85 * math.sqrt(n / worst)
+            kind = "zero" if n == 0 else "right" if i == j else "wrong"
+            cells.append({"n": n, "kind": kind + (" strong" if part > 0.6 else ""), "part": f"{part:.2f}"})
+        rows.append(cells)
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The sheet of predictions
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def sheet(
+    names: Sequence[str],
+    predictions: Sequence[Sequence[Prediction]],
+    pictures: Callable[[int], Tensor],
+    *,
+    title: str = "Predictions",
+    unreadable: Sequence[str] = (),
+) -> str:
+    """A page with each picture, its name and its most probable classes.
+
+    pictures: place → uint8 [C, h, w]. unreadable: what could not be read, with the reasons; listed at the end.
+    """
+    if len(names) != len(predictions):
+        raise UsageError(f"expected a name and predictions a picture, received {len(names)} and {len(predictions)}")
+    cards = [
+        {"name": name, "predictions": given, "picture": thumbnail(pictures(i), side=256)}
+        for i, (name, given) in enumerate(zip(names, predictions, strict=True))
+    ]
+    return _render("sheet.html.jinja", title=title, cards=cards, unreadable=unreadable)
+
+
+def write_sheet(
+    path: Path | str,
+    names: Sequence[str],
+    predictions: Sequence[Sequence[Prediction]],
+    pictures: Callable[[int], Tensor],
+    *,
+    title: str = "Predictions",
+    unreadable: Sequence[str] = (),
+) -> None:
+    """Write the page of `sheet` to `path`, durably."""
+    storage.write_file(path, _bytes(sheet(names, predictions, pictures, title=title, unreadable=unreadable)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rendering
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def percent(value: float, digits: int = 2) -> str:
+    """0.9154 → "91.54 %", with a space that does not break."""
+    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested table as (name, text) lines: {"cpu": {"count": 2}} → ("cpu count", "2")."""
+    lines: list[tuple[str, str]] = []
+    for key, value in values.items():
+        name = f"{prefix}{str(key).replace('_', ' ')}"
+        if isinstance(value, Mapping):
+            lines += _flat(value, f"{name} ")
+        elif isinstance(value, bool) or value is None:
+            lines.append((name, {True: "yes", False: "no", None: "–"}[value]))
+        elif isinstance(value, int):
+            lines.append((name, f"{value:,}"))
+        elif isinstance(value, float):
+            lines.append((name, f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"))
+        elif isinstance(value, Iterable) and not isinstance(value, str):
+            items = [str(item) for item in value]
+            lines.append((name, ("; " if any(" " in item for item in items) else ", ").join(items)))
+        else:
+            lines.append((name, str(value)))
+    return lines
+
+
+@functools.cache
+def _templates() -> Environment:
+    def source(name: str) -> str:
+        return resources.files("opsin").joinpath(name).read_text(encoding="utf-8")
+
+    environment = Environment(
+        loader=FunctionLoader(source), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "whole": lambda n: f"{n:,}"}
+    return environment
+
+
+def _render(name: str, **values: Any) -> str:
+    return _templates().get_template(name).render(version=__version__, **values)
+
+
+def _bytes(html: str) -> bytes:
+    # A name that is not Unicode (bytes of a file name, as the operating system gave them) must not stop the page.
+    return html.encode("utf-8", errors="backslashreplace")

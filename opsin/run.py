@@ -1,0 +1,619 @@
+"""A recipe and a folder to a trained, measured, saved classifier: the only place where all pieces meet.
+
+    RUN/
+      recipe.toml  environment.json  splits.json   what was asked for, where it ran, which picture is in which part
+      log.jsonl  log.csv                           every few steps and every pass; every pass
+      learning_curve.svg/.png  inputs.png          error per pass (the chapter's figure 12); what the network sees
+      report.json  report.html                     the result
+      checkpoints/  classifier/                    to go on; to use
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opsin import checkpoint, device, figures, models, optim, recipes, report, storage
+from opsin import classifier as classifiers
+from opsin import recipe as recipe_values
+from opsin.augment import DRAWS, Augmenter, random_crop
+from opsin.classifier import NetClassifier
+from opsin.console import Reporter
+from opsin.data import datasets, loader
+from opsin.data.index import Splits, split_stratified
+from opsin.data.rng import uniform
+from opsin.errors import DataError, Interrupted, NonFiniteLoss, StorageError, UsageError
+from opsin.evaluate import Report, evaluate
+from opsin.loss import Classify
+from opsin.models import smallnet, weights
+from opsin.preprocess import Preprocess
+from opsin.recipe import ModelSpec, Recipe
+from opsin.recipes import derive
+from opsin.runfolder import Lock, Log, Signals, environment
+from opsin.train import EpochEnd, Precision, StepEnd, TrainState
+from opsin.train import train as training_loop
+from opsin.types import Model, Progress
+
+# Networks whose first layer is set from the training pictures before training starts.
+DATA_INITIALIZED: dict[str, Callable[[Any, Tensor], None]] = {"smallnet": smallnet.whiten}
+# Data sets whose pictures keep their class in a mirror. Characters do not.
+MIRRORED = ("cifar10", "cifar100")
+EVALUATION_BATCH = 250
+SECONDS_BETWEEN_SAVES = 20.0
+
+
+@dataclass
+class Run:
+    """A run folder and what came of it. `report` is None after a dry run."""
+
+    folder: Path
+    recipe: Recipe
+    words: list[str] = field(default_factory=list)
+    report: Report | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def load(self, device: str = "cpu") -> classifiers.Classifier:
+        """The trained classifier."""
+        return classifiers.load(self.folder, device)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a person asks for
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def train(
+    data: str = "digits",
+    *,
+    recipe: str | Recipe | None = None,
+    model: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    data_dir: str = "",
+    device: str | None = None,
+    weights: str | None = None,
+    out: str | Path | None = None,
+    max_minutes: float | None = None,
+    on_bad_image: str = "error",
+    settings: Sequence[str] = (),
+    dry_run: bool = False,
+    reporter: Reporter | None = None,
+) -> Run:
+    """Train a classifier on a named data set or a folder of class folders; everything that is not given is derived.
+
+    recipe: a `Recipe`, a name of `opsin.recipes.RECIPES`, FILE.toml or FILE.py:FUNCTION. settings: "key=value" for any
+    other field of the recipe. out: the run folder; by default runs/MODEL-DATA-TIME. dry_run: derive and check only.
+    """
+    reporter = reporter or Reporter()
+    splits = _load(data, data_dir, seed or 0, on_bad_image, reporter)
+    words: list[str] = []
+    if isinstance(recipe, Recipe):
+        made = recipe
+    elif recipe is not None:
+        made = recipes.find(recipe)
+    elif model in recipes.RECIPES:
+        made = recipes.find(model)
+        words.append(f"the recipe {model}: {made.epochs} passes in batches of {made.data.batch_size}")
+    else:
+        made, words = derive.derive(facts(data, splits), model or derive.DEFAULT)
+    made = replace(made, data=replace(made.data, name=data, data_dir=data_dir))
+    given = {
+        "model.name": model,
+        "epochs": epochs,
+        "data.batch_size": batch_size,
+        "optimizer.lr": lr,
+        "seed": seed,
+        "device": device,
+        "model.weights": weights,
+        "stop.minutes": max_minutes,
+        "data.on_bad_image": on_bad_image,
+    }
+    for key, value in given.items():
+        if value is not None:
+            made = recipe_values.override(made, key, str(value))
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator:
+            raise UsageError(f"--set: expected key=value, received {setting!r}")
+        made = recipe_values.override(made, key.strip(), text.strip())
+    made, changes = fitting(made)
+    words += changes
+    for line in words:
+        reporter.say(line)
+    folder = Path(out) if out else Path("runs") / f"{made.model.name}-{Path(data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if dry_run:
+        _build(made, len(splits["train"].classes))
+        return Run(folder, made, words)
+    return fit(made, folder, splits=splits, words=words, reporter=reporter)
+
+
+def fit(
+    recipe: Recipe,
+    folder: Path | str,
+    *,
+    splits: Splits | None = None,
+    words: Sequence[str] = (),
+    reporter: Reporter | None = None,
+) -> Run:
+    """Train by `recipe` in the new folder `folder`. `UsageError` when there is already a run in it."""
+    folder, reporter = Path(folder), reporter or Reporter()
+    with Lock(folder):
+        if (folder / "recipe.toml").exists():
+            raise UsageError(f"{folder} already holds a run; go on with: opsin resume {folder}, or choose another --out")
+        splits = splits or _load(recipe.data.name, recipe.data.data_dir, recipe.seed, recipe.data.on_bad_image, reporter)
+        return _Training(recipe, folder, splits, list(words), reporter).run()
+
+
+def resume(folder: Path | str, *, reporter: Reporter | None = None) -> Run:
+    """Go on with a run that was interrupted, exactly where its newest whole checkpoint is; a finished run is returned."""
+    folder, reporter = Path(folder), reporter or Reporter()
+    path = folder / "recipe.toml"
+    try:
+        recipe = recipe_values.from_toml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"{folder}: no run here: cannot read recipe.toml: {error}") from error
+    with Lock(folder):
+        if (folder / "report.json").exists():
+            reporter.say(f"{folder} is finished")
+            values = storage.read_json((folder / "report.json").read_bytes(), folder / "report.json")
+            return Run(folder, recipe, report=Report.from_dict(values, str(folder / "report.json")))
+        splits = _load(recipe.data.name, recipe.data.data_dir, recipe.seed, recipe.data.on_bad_image, reporter)
+        return _Training(recipe, folder, splits, [], reporter).run()
+
+
+def import_weights(
+    file: Path | str, model: str, preprocess: Preprocess, out: Path | str, classes: Sequence[str], **options: Any
+) -> tuple[NetClassifier, list[str]]:
+    """Foreign weights as a classifier folder `out`; also returns what was done to them, in words."""
+    spec = ModelSpec(name=model, options=options)
+    net = models.build(model, len(classes), preprocess.channels, **options)
+    notes = weights.load_into(net, weights.load_foreign(Path(file)), model)
+    made = NetClassifier(net, preprocess, tuple(classes), spec)
+    classifiers.save(made, out)
+    return made, notes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data and facts
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _load(name: str, data_dir: str, seed: int, on_bad_image: str, reporter: Reporter) -> Splits:
+    return datasets.load(
+        name, data_dir=data_dir, seed=seed, on_bad_image=on_bad_image, progress=reporter.counter(f"loading {name}")
+    )
+
+
+def facts(name: str, splits: Splits, sample: int = 200) -> derive.Facts:
+    """What a recipe is derived from: sizes, channels and colours of up to `sample` training pictures, evenly spaced."""
+    index = splits["train"]
+    pictures = [index.image(int(i)) for i in np.unique(np.linspace(0, len(index) - 1, sample).astype(int))]
+    channels = max(picture.shape[0] for picture in pictures)
+    height = int(np.median([picture.shape[1] for picture in pictures]))
+    width = int(np.median([picture.shape[2] for picture in pictures]))
+    if name in datasets.DATASETS:
+        info = datasets.DATASETS[name]
+        mean, std, mirror = info.mean, info.std, name in MIRRORED
+    else:
+        small = Preprocess(size=(32, 32), channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels, crop="squash")
+        values = torch.stack([small.prepare(picture) for picture in pictures]).double() / 255
+        mean = tuple(round(v, 4) for v in values.mean((0, 2, 3)).tolist())
+        std = tuple(round(max(v, 0.01), 4) for v in values.std((0, 2, 3)).tolist())
+        # Small pictures are often characters, whose mirror image is another character or none.
+        mirror = max(height, width) > 64
+    return derive.Facts(name, len(index), len(index.classes), height, width, channels, mean, std, mirror)
+
+
+def fitting(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """The recipe with pictures enlarged where the network needs it, and said so."""
+    least = models.entry(recipe.model.name).least_size
+    height, width = recipe.preprocess.size
+    if min(height, width) >= least:
+        return recipe, []
+    scale = least / min(height, width)
+    size = (math.ceil(height * scale), math.ceil(width * scale))
+    words = [f"pictures of {height}×{width} are enlarged to {size[0]}×{size[1]}, the least that {recipe.model.name} takes"]
+    return replace(recipe, preprocess=replace(recipe.preprocess, size=size)), words
+
+
+def _build(recipe: Recipe, num_classes: int) -> tuple[Model, ModelSpec]:
+    """The network, and the specification that makes it again."""
+    options = dict(recipe.model.options)
+    if "image_size" in models.options(recipe.model.name):
+        options.setdefault("image_size", list(recipe.preprocess.size))
+    net = models.build(recipe.model.name, num_classes, recipe.preprocess.channels, **options)
+    return net, replace(recipe.model, options=options, weights="")
+
+
+def _fingerprint(splits: Splits) -> dict[str, str]:
+    """A hash of the names and labels of each part: a resumed run must see the same pictures."""
+    prints = {}
+    for part, index in splits.items():
+        digest = hashlib.sha256(repr(index.classes).encode())
+        digest.update(np.ascontiguousarray(index.labels).tobytes())
+        for key in index.keys:
+            digest.update(key.encode("utf-8", "surrogateescape") + b"\0")
+        prints[part] = digest.hexdigest()
+    return prints
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The training itself
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _Training:
+    """One run from its first step, or from its newest checkpoint, to its report."""
+
+    def __init__(self, recipe: Recipe, folder: Path, splits: Splits, words: list[str], reporter: Reporter) -> None:
+        self.recipe, self.folder, self.words, self.reporter = recipe, folder, words, reporter
+        device.tune()
+        self.device = device.choose(recipe.device)
+        if recipe.data.validation and "val" not in splits:
+            fractions = {"train": 1 - recipe.data.validation, "val": recipe.data.validation}
+            splits = {**splits, **split_stratified(splits["train"], fractions, recipe.seed)}
+        if recipe.stop.patience and "val" not in splits:
+            raise UsageError("stop.patience needs pictures to choose by: --set data.validation=0.1")
+        for index in splits.values():
+            for bad in index.skipped:
+                reporter.warn(f"left out: {bad}")
+        self.splits, self.classes = splits, splits["train"].classes
+        # Without a validation part the test error is shown after each pass, as the chapter does; nothing is chosen by it.
+        self.watched = "val" if "val" in splits else "test"
+
+        torch.manual_seed(recipe.seed)
+        self.model, self.spec = _build(recipe, len(self.classes))
+        if recipe.model.weights:
+            notes = weights.load_into(self.model, weights.load_foreign(Path(recipe.model.weights)), recipe.model.name)
+            for note in notes:
+                reporter.say(note)
+        self.batches = self._loader()
+        self.total_steps = recipe.epochs * math.ceil(len(self.batches) / recipe.accumulate)
+        layout = torch.channels_last if device.channels_last(recipe, self.device) else torch.contiguous_format
+        self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        if recipe.model.name in DATA_INITIALIZED and not recipe.model.weights:
+            first = next(iter(self.batches.epoch(0))).images
+            DATA_INITIALIZED[recipe.model.name](self.model, recipe.preprocess.normalize(first))
+        self.state = TrainState(self.model, optim.build(self.model, recipe.optimizer))
+        self.precision = Precision(recipe.precision, self.device.type)
+        self.ema = optim.EMA(self.model, recipe.ema) if recipe.ema else None
+        self.augment = Augmenter(
+            recipe.augment,
+            recipe.preprocess,
+            len(self.classes),
+            seed=recipe.seed,
+            total_steps=self.total_steps,
+            channels_last=layout is torch.channels_last,
+            cropped=isinstance(self.batches, loader.DiskLoader),
+        )
+
+        self.environment = environment(str(self.device), torch.get_num_threads())
+        self.history: list[dict[str, Any]] = []
+        self.sums = {"loss": 0.0, "wrong": 0, "seen": 0}
+        self.seconds = 0.0
+        self.best: dict[str, Any] = {"error": None, "epoch": 0}
+        self.best_tensors: dict[str, Tensor] = {}
+        self.epoch_open = False  # an epoch has ended whose evaluation is not yet in the history
+        self.latest: Report | None = None
+        self.saved = (-1, time.monotonic())  # step and time of the last checkpoint
+
+    def _loader(self) -> loader.MemoryLoader | loader.DiskLoader:
+        recipe, index = self.recipe, self.splits["train"]
+        self.memory: dict[str, tuple[Tensor, Tensor]] = {}
+        common = {"batch_size": recipe.data.batch_size, "seed": recipe.seed}
+        height, width = recipe.preprocess.size
+        size = len(index) * recipe.preprocess.channels * height * width
+        if recipe.data.loader == "disk" or (recipe.data.loader == "auto" and size > 2 << 30):
+            # A random crop takes a part of the picture: decode as much larger as its side may be smaller.
+            wider = 1 / math.sqrt(recipe.augment.crop) if recipe.augment.crop else 1.0
+            least = loader.decode_size(recipe.preprocess)
+            return loader.DiskLoader(
+                index,
+                self._prepare_for_training,
+                size=(height, width),
+                channels=recipe.preprocess.channels,
+                workers=recipe.data.workers,
+                min_size=(math.ceil(least[0] * wider), math.ceil(least[1] * wider)),
+                **common,
+            )
+        for part in self.splits:
+            loaded = loader.load_memory(
+                self.splits[part],
+                recipe.preprocess,
+                workers=recipe.data.workers,
+                on_bad_image=recipe.data.on_bad_image,
+                progress=self.reporter.counter(f"preparing {part} pictures"),
+            )
+            self.memory[part] = loaded.images.to(self.device), loaded.labels.to(self.device)
+            self.splits = {**self.splits, part: loaded.kept}
+        return loader.MemoryLoader(*self.memory["train"], **common)
+
+    def _prepare_for_training(self, image: Tensor, index: int, epoch: int) -> Tensor:
+        if not self.recipe.augment.crop:
+            return self.recipe.preprocess.prepare(image)
+        draws = uniform(self.recipe.seed, epoch, np.array([index]), DRAWS)[0]
+        return random_crop(image, draws, self.recipe.augment.crop, self.recipe.preprocess)
+
+    # -- the course of a run ------------------------------------------------------------------------------------------
+
+    def run(self) -> Run:
+        restored = checkpoint.restore(
+            self.state, self.folder / "checkpoints", precision=self.precision, warn=self.reporter.warn
+        )
+        if restored is None:
+            self._begin()
+        else:
+            self._go_on(restored)
+        self.clock = time.monotonic() - self.seconds
+        with Signals() as self.signals:
+            try:
+                self.reporter.start(self.total_steps, self.recipe.epochs)
+                if self.epoch_open:
+                    self._end_epoch()
+                self._train()
+                result = self._finish()
+            except NonFiniteLoss as error:
+                raise NonFiniteLoss(f"{error}. Its last good state is kept in {self.folder / 'checkpoints'}") from error
+            finally:
+                self.reporter.finish()
+                self.log.close()
+        return result
+
+    def _begin(self) -> None:
+        self.log = Log(self.folder)
+        self._write_facts()
+        self._show_inputs()
+
+    def _go_on(self, restored: checkpoint.Restored) -> None:
+        notes = restored.notes
+        if notes["fingerprint"] != _fingerprint(self.splits):
+            raise DataError(
+                f"the pictures of {self.recipe.data.name} are not those that this run began with "
+                "(names, labels or their order differ); put them back, or start a new run"
+            )
+        self.history, self.sums, self.best = notes["history"], notes["sums"], notes["best"]
+        self.seconds, self.words, self.epoch_open = notes["seconds"], notes["words"], notes["epoch_open"]
+        self.best_tensors = restored.tensors.get("best", {})
+        if self.ema is not None:
+            self.ema.load(restored.tensors["ema"])
+        # The freezing of groups whose time is over is a function of the progress: put it back for what comes next.
+        optim.set_rates(self.state.optimizer, 0.0, self.state.progress.step / self.total_steps)
+        self.log = Log(self.folder, notes["log_length"])
+        self.saved = (self.state.progress.step, time.monotonic())
+        at = self.state.progress
+        self.reporter.say(f"going on after step {at.step} of {self.total_steps} (epoch {at.epoch + 1})")
+
+    def _train(self) -> None:
+        log_every = max(1, len(self.batches) // 50)
+        pace = (time.monotonic(), self.state.progress.samples)
+        for event in training_loop(
+            self.state,
+            self.batches.epoch,
+            Classify(self.augment, self.recipe.loss),
+            total_steps=self.total_steps,
+            until=self._over,
+            schedule=self.recipe.schedule,
+            precision=self.precision,
+            accumulate=self.recipe.accumulate,
+            clip=self.recipe.clip,
+        ):
+            if isinstance(event, EpochEnd):
+                self.epoch_open = True
+                self._end_epoch()
+                pace = (time.monotonic(), event.progress.samples)
+                continue
+            loss = event.loss.item()
+            if self.ema is not None:
+                self.ema.update(self.model, event.progress)
+            self._count(event, loss)
+            if event.progress.step == 1 and not self.recipe.model.weights:
+                self._check_first_loss(loss)
+            now, (then, samples) = time.monotonic(), pace
+            rate = (event.progress.samples - samples) / max(1e-9, now - then)
+            self.reporter.step(event.progress, loss, rate)
+            if event.progress.step % log_every == 0:
+                self.log.write(
+                    {
+                        "event": "step",
+                        "step": event.progress.step,
+                        "epoch": event.progress.epoch + 1,
+                        "loss": loss,
+                        "lr_factor": event.lr_factor,
+                        "images_per_second": round(rate, 1),
+                    }
+                )
+                pace = (now, event.progress.samples)
+            if self.signals.received is not None:
+                self._save()
+                raise self.signals.interrupted(self.folder)
+            if self.recipe.save_every and event.progress.step % self.recipe.save_every == 0:
+                self._save()
+
+    def _over(self, progress: Progress) -> bool:
+        stop = self.recipe.stop
+        if stop.minutes and time.monotonic() - self.clock >= 60 * stop.minutes:
+            return True
+        if stop.patience and progress.epoch - self.best["epoch"] >= stop.patience and not progress.batch:
+            return True
+        return progress.epoch >= self.recipe.epochs
+
+    def _count(self, event: StepEnd, loss: float) -> None:
+        """Training loss and error of the running epoch, from the very batches that were learnt from."""
+        labels, n = event.batch.labels, len(event.batch.labels)
+        self.sums["loss"] += loss * n
+        self.sums["wrong"] += int((event.output.logits.detach().argmax(1) != labels).sum())
+        self.sums["seen"] += n
+
+    def _end_epoch(self) -> None:
+        """Measure after a pass, write it down, save."""
+        try:
+            report = self.latest = self._evaluate(self.watched, self.reporter.counter("evaluating"))
+        except Interrupted:
+            self._save()  # the pass is done, its measurement is not: it is the first thing on resume
+            raise
+        epoch, seen = self.state.progress.epoch, max(1, self.sums["seen"])
+        row = {
+            "epoch": epoch,
+            "step": self.state.progress.step,
+            "train_loss": self.sums["loss"] / seen,
+            "train_error": self.sums["wrong"] / seen,
+            f"{self.watched}_loss": report.nll,
+            f"{self.watched}_error": report.error,
+            "lr_factor": self.recipe.schedule(self.state.progress, self.total_steps),
+            "seconds": round(time.monotonic() - self.clock, 2),
+        }
+        self.history.append(row)
+        self.log.write({"event": "epoch", **row})
+        self.log.write_csv(self.history)
+        self.reporter.epoch(row)
+        self.sums = {"loss": 0.0, "wrong": 0, "seen": 0}
+        self.epoch_open = False
+        if self.watched == "val" and (self.best["error"] is None or report.error < self.best["error"]):
+            self.best = {"error": report.error, "epoch": epoch}
+            if self.recipe.stop.patience:
+                self.best_tensors = {k: v.detach().clone() for k, v in self._weights().items()}
+        last = self._over(self.state.progress)
+        if last or time.monotonic() - self.saved[1] >= SECONDS_BETWEEN_SAVES:
+            self._curves()
+            self._save()
+
+    def _weights(self) -> Mapping[str, Tensor]:
+        """What is evaluated and kept: the moving average where there is one, else the network's own."""
+        return self.ema.tensors if self.ema is not None else self.model.state_dict()
+
+    def _classifier(self, tensors: Mapping[str, Tensor] | None = None) -> NetClassifier:
+        model = self.model
+        if tensors is not None:
+            model = copy.deepcopy(self.model)
+            model.load_state_dict(tensors)
+        return NetClassifier(model, self.recipe.preprocess, self.classes, self.spec)
+
+    def _evaluate(self, part: str, show: Callable[[int, int], None] | None, tensors: Mapping[str, Tensor] | None = None) -> Report:
+        def progress(done: int, total: int) -> None:
+            if self.signals.received is not None:
+                raise self.signals.interrupted(self.folder)
+            if show is not None:
+                show(done, total)
+
+        if tensors is None and self.ema is not None:
+            tensors = self.ema.tensors
+        pictures = self.memory[part] if self.memory else self.splits[part]
+        return evaluate(
+            self._classifier(tensors),
+            pictures,
+            batch_size=EVALUATION_BATCH,
+            workers=self.recipe.data.workers,
+            progress=progress,
+            keys=self.splits[part].keys if self.memory else (),
+        )
+
+    def _save(self) -> None:
+        self.log.sync()
+        tensors: dict[str, Mapping[str, Tensor]] = {}
+        if self.ema is not None:
+            tensors["ema"] = self.ema.tensors
+        if self.best_tensors:
+            tensors["best"] = self.best_tensors
+        checkpoint.save(
+            self.state,
+            self.folder / "checkpoints",
+            precision=self.precision,
+            notes={
+                "history": self.history,
+                "sums": self.sums,
+                "best": self.best,
+                "seconds": time.monotonic() - self.clock,
+                "words": self.words,
+                "epoch_open": self.epoch_open,
+                "log_length": self.log.length,
+                "fingerprint": _fingerprint(self.splits),
+            },
+            tensors=tensors,
+        )
+        self.saved = (self.state.progress.step, time.monotonic())
+
+    def _finish(self) -> Run:
+        """The result: of the last pass, or with `patience` of the best one by validation."""
+        tensors = self.best_tensors or None
+        result = self.latest if self.watched == "test" and not tensors else None
+        if result is None or self.state.progress.batch:  # stopped within a pass: what is kept is what is measured
+            result = self._evaluate("test", self.reporter.counter("evaluating"), tensors)
+        if self.saved[0] != self.state.progress.step:
+            self._save()
+        final = self._classifier(tensors or (self.ema.tensors if self.ema is not None else None))
+        classifiers.save(final, self.folder / "classifier")
+        self._curves()
+        index, train = self.splits["test"], self.splits["train"]
+        places = report.sample_indices(train.labels, len(self.classes))
+        report.write(
+            self.folder,
+            result,
+            self.history,
+            recipe_toml=recipe_values.to_toml(self.recipe),
+            environment=self.environment,
+            pictures=index.image,
+            samples={name: [train.image(i) for i in places[k]] for k, name in enumerate(self.classes)},
+            title=f"{self.recipe.model.name} on {Path(self.recipe.data.name).name}",
+            facts={
+                "minutes": round((time.monotonic() - self.clock) / 60, 3),
+                "epochs": self.state.progress.epoch,
+                "steps": self.state.progress.step,
+                "parameters": sum(p.numel() for p in self.model.parameters()),
+                "train_pictures": len(train),
+                "chosen_epoch": self.best["epoch"] if tensors else self.state.progress.epoch,
+                "skipped": [str(bad) for index in self.splits.values() for bad in index.skipped],
+                "words": self.words,
+            },
+        )
+        return Run(self.folder, self.recipe, self.words, result, self.history)
+
+    # -- said and shown -----------------------------------------------------------------------------------------------
+
+    def _write_facts(self) -> None:
+        storage.write_file(self.folder / "recipe.toml", recipe_values.to_toml(self.recipe))
+        storage.write_file(self.folder / "environment.json", json.dumps(self.environment, indent=1))
+        listed: dict[str, Any] = {part: {"n": len(index)} for part, index in self.splits.items()}
+        if self.recipe.data.name not in datasets.DATASETS or self.recipe.data.validation:
+            for part, index in self.splits.items():
+                listed[part]["keys"] = list(index.keys)
+        storage.write_file(self.folder / "splits.json", json.dumps(listed))
+
+    def _show_inputs(self) -> None:
+        """`inputs.png`: pictures of the first batch as the network sees them, augmentation included."""
+        batch = next(iter(self.batches.epoch(0)))
+        batch = batch._replace(
+            images=batch.images[:32], labels=batch.labels[:32], indices=batch.indices[:32], keys=batch.keys[:32]
+        )
+        images, targets = self.augment(batch, Progress(step=self.total_steps))
+        std, mean = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.recipe.preprocess.std, self.recipe.preprocess.mean))
+        pixels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
+        titles = [self.classes[int(label)] for label in targets.argmax(1)]
+        storage.write_file(self.folder / "inputs.png", figures.picture_grid(pixels, titles))
+
+    def _check_first_loss(self, loss: float) -> None:
+        expected = math.log(len(self.classes))
+        if abs(loss - expected) < 0.5 + 0.25 * expected:
+            self.reporter.say(f"first loss {loss:.2f}, near ln {len(self.classes)} = {expected:.2f} as it should be")
+        else:
+            self.reporter.warn(
+                f"first loss {loss:.2f}, but an untrained network should have about ln {len(self.classes)} = {expected:.2f}; "
+                f"look at {self.folder / 'inputs.png'} and at the learning rate"
+            )
+
+    def _curves(self) -> None:
+        if self.history:
+            storage.write_file(self.folder / "learning_curve.svg", figures.learning_curve(self.history, "svg"))
+            storage.write_file(self.folder / "learning_curve.png", figures.learning_curve(self.history, "png"))

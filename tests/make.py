@@ -1,0 +1,269 @@
+"""Small data sets in the published formats, made by the tests that need them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import struct
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from opsin.data import datasets
+
+CIFAR10_FILES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+
+
+def md5(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random bytes, uint8 of this shape."""
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pickles as Python 2 wrote them: protocol 2, byte strings, arrays through numpy.core.multiarray._reconstruct
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def pickle2(value: Any) -> bytes:
+    """A pickle of dicts, lists, ints, bytes and uint8 arrays, opcode for opcode as in the published CIFAR files."""
+    return b"\x80\x02" + _pickle2(value) + b"."
+
+
+def _pickle2(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return b"U" + bytes([len(value)]) + value if len(value) < 256 else b"T" + struct.pack("<i", len(value)) + value
+    if isinstance(value, int):
+        return b"K" + bytes([value]) if 0 <= value < 256 else b"J" + struct.pack("<i", value)
+    if isinstance(value, list):
+        return b"](" + b"".join(map(_pickle2, value)) + b"e"
+    if isinstance(value, dict):
+        return b"}(" + b"".join(_pickle2(key) + _pickle2(inner) for key, inner in value.items()) + b"u"
+    assert isinstance(value, np.ndarray) and value.dtype == np.uint8
+    shape = b"(" + b"".join(_pickle2(size) for size in value.shape) + b"t"
+    kind = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    return empty + b"(K\x01" + shape + kind + b"\x89" + _pickle2(value.tobytes()) + b"tb"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# CIFAR
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def cifar10_arrays(per_file: int = 20) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """File name → images uint8 [per_file, 3, 32, 32] and labels [per_file], each class as often as can be.
+
+    The class shows in the brightness, so that a network can learn it.
+    """
+    arrays = {}
+    for number, name in enumerate(CIFAR10_FILES):
+        labels = (np.arange(per_file) + number) % 10
+        images = noise(per_file, 3, 32, 32, seed=number) // 8 + (labels * 22).astype(np.uint8)[:, None, None, None]
+        arrays[name] = images, labels
+    return arrays
+
+
+def cifar10_python(per_file: int = 20) -> dict[str, bytes]:
+    """The seven files of cifar-10-batches-py."""
+    files = {}
+    for name, (images, labels) in cifar10_arrays(per_file).items():
+        files[name] = pickle2(
+            {
+                b"batch_label": name.encode(),
+                b"labels": labels.tolist(),
+                b"data": images.reshape(per_file, -1),
+                b"filenames": [b"picture_%d.png" % i for i in range(per_file)],
+            }
+        )
+    names = [name.encode() for name in datasets.DATASETS["cifar10"].classes]
+    files["batches.meta"] = pickle2({b"num_cases_per_batch": 10000, b"label_names": names, b"num_vis": 3072})
+    return files
+
+
+def cifar10_binary(per_file: int = 20) -> dict[str, bytes]:
+    """The seven files of cifar-10-batches-bin: records of a label byte and 3,072 pixel bytes."""
+    files = {
+        f"{name}.bin": np.hstack([labels[:, None].astype(np.uint8), images.reshape(per_file, -1)]).tobytes()
+        for name, (images, labels) in cifar10_arrays(per_file).items()
+    }
+    names = "\n".join(datasets.DATASETS["cifar10"].classes)
+    return files | {"batches.meta.txt": f"{names}\n\n".encode()}
+
+
+def cifar100_arrays(counts: tuple[int, int] = (200, 100)) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """File name → images [N, 3, 32, 32], fine labels [N], coarse labels [N]."""
+    return {
+        name: (noise(n, 3, 32, 32, seed=n), np.arange(n) % 100, np.arange(n) % 100 // 5)
+        for name, n in zip(("train", "test"), counts, strict=True)
+    }
+
+
+def cifar100_python(counts: tuple[int, int] = (200, 100)) -> dict[str, bytes]:
+    """The three files of cifar-100-python."""
+    files = {}
+    for name, (images, fine, coarse) in cifar100_arrays(counts).items():
+        files[name] = pickle2(
+            {
+                b"filenames": [b"picture_%d.png" % i for i in range(len(fine))],
+                b"batch_label": name.encode(),
+                b"fine_labels": fine.tolist(),
+                b"coarse_labels": coarse.tolist(),
+                b"data": images.reshape(len(images), -1),
+            }
+        )
+    names = [name.encode() for name in datasets.DATASETS["cifar100"].classes]
+    files["meta"] = pickle2({b"fine_label_names": names, b"coarse_label_names": [b"group_%d" % i for i in range(20)]})
+    return files
+
+
+def cifar100_binary(counts: tuple[int, int] = (200, 100)) -> dict[str, bytes]:
+    """The files of cifar-100-binary: records of a coarse label, a fine label and 3,072 pixel bytes."""
+    files = {
+        f"{name}.bin": np.hstack(
+            [coarse[:, None].astype(np.uint8), fine[:, None].astype(np.uint8), images.reshape(len(images), -1)]
+        ).tobytes()
+        for name, (images, fine, coarse) in cifar100_arrays(counts).items()
+    }
+    return files | {"fine_label_names.txt": ("\n".join(datasets.DATASETS["cifar100"].classes) + "\n").encode()}
+
+
+def tar_gz(folder: str, files: Mapping[str, bytes]) -> bytes:
+    """A .tar.gz of one folder, the layout of the published archives."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as tar:
+        entry = tarfile.TarInfo(folder)
+        entry.type = tarfile.DIRTYPE
+        tar.addfile(entry)
+        for name, data in files.items():
+            entry = tarfile.TarInfo(f"{folder}/{name}")
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return packed.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# MNIST
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def idx(array: np.ndarray) -> bytes:
+    """The IDX format: 0 0, type 8 (uint8), number of dimensions, their sizes big-endian, the bytes."""
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def mnist_arrays(counts: tuple[int, int] = (60, 30)) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """ "train" and "t10k" → images uint8 [N, 28, 28], labels uint8 [N]."""
+    return {
+        name: (noise(n, 28, 28, seed=n), (np.arange(n) % 10).astype(np.uint8))
+        for name, n in zip(("train", "t10k"), counts, strict=True)
+    }
+
+
+def mnist(counts: tuple[int, int] = (60, 30), packed: bool = True) -> dict[str, bytes]:
+    """The four IDX files, with gzip unless `packed` is False."""
+    files = {}
+    for name, (images, labels) in mnist_arrays(counts).items():
+        files[f"{name}-images-idx3-ubyte"] = idx(images)
+        files[f"{name}-labels-idx1-ubyte"] = idx(labels)
+    return {f"{name}.gz": gzip.compress(data, 1) for name, data in files.items()} if packed else files
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On disk, and known by name
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, files: Mapping[str, bytes]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def named(patch: pytest.MonkeyPatch, folder: Path, name: str = "cifar10") -> Path:
+    """Write a small "cifar10", "cifar100" or "mnist" below `folder`, in its published layout, and let
+    `opsin.data.datasets` know its checksums and counts for the length of a test.
+
+    `load(name, data_dir=str(folder))` then reads it. CIFAR-10: 100 training and 20 test pictures.
+    """
+    files, below, counts = {
+        "cifar10": (cifar10_python(), "cifar-10-batches-py", (100, 20)),
+        "cifar100": (cifar100_python(), "cifar-100-python", (200, 100)),
+        "mnist": (mnist(), ".", (60, 30)),
+    }[name]
+    info = replace(
+        datasets.DATASETS[name],
+        splits={"train": counts[0], "test": counts[1]},
+        checksums={file: md5(data) for file, data in files.items()},
+    )
+    patch.setitem(datasets.DATASETS, name, info)
+    write(folder / below, files)
+    return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pictures
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def gradient(height: int = 48, width: int = 64, channels: int = 3) -> np.ndarray:
+    """A smooth picture without symmetry, uint8 [height, width, channels], which JPEG keeps to within a few levels."""
+    y, x = np.mgrid[0:height, 0:width]
+    planes = [255 * x / max(1, width - 1), 255 * y / max(1, height - 1), 128 + 100 * np.sin((x + 2 * y) / 25)]
+    return np.stack(planes, -1)[..., :channels].round().astype(np.uint8)
+
+
+def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+    """A picture as the bytes of a file."""
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+MODES: dict[str, tuple[str, str]] = {  # file name → Pillow's mode, format
+    "grey.jpg": ("L", "JPEG"),
+    "colour.jpg": ("RGB", "JPEG"),
+    "cmyk.jpg": ("CMYK", "JPEG"),
+    "bilevel.png": ("1", "PNG"),
+    "grey.png": ("L", "PNG"),
+    "grey_alpha.png": ("LA", "PNG"),
+    "palette.png": ("P", "PNG"),
+    "colour.png": ("RGB", "PNG"),
+    "colour_alpha.png": ("RGBA", "PNG"),
+    "deep.png": ("I;16", "PNG"),
+    "palette.gif": ("P", "GIF"),
+    "colour.bmp": ("RGB", "BMP"),
+    "colour.tif": ("RGB", "TIFF"),
+    "colour.webp": ("RGB", "WEBP"),
+    "colour.ppm": ("RGB", "PPM"),
+}
+
+
+def of_mode(mode: str, image: np.ndarray) -> Image.Image:
+    """uint8 [h, w, 3] as a picture of one of Pillow's modes."""
+    colour = Image.fromarray(image)
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(colour.convert("L")).astype(np.uint16) * 257)
+    return colour.convert(mode)
+
+
+def pictures_of_all_modes(folder: Path, classes: Iterable[str] = ("dark", "light"), side: int = 24) -> Path:
+    """Class folders that each hold one picture of every mode and format of `MODES`."""
+    for level, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        image = gradient(side, side + 8) // 2 + np.uint8(100 * (level % 2))
+        for file, (mode, kind) in MODES.items():
+            (folder / name / file).write_bytes(encode(of_mode(mode, image), kind))
+    return folder

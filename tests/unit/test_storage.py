@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+
+from opsin import storage
+from opsin.errors import StorageError
+
+FILES = {"a.bin": bytes(range(256)) * 10, "b.json": b'{"x": 1}'}
+
+
+def test_a_folder_comes_back_as_written_and_replaces_the_older_one(tmp_path):
+    folder = tmp_path / "deep" / "state"
+    storage.write_folder(folder, {"old": b"1"})
+    storage.write_folder(folder, FILES)
+    assert storage.read_folder(folder) == FILES
+    assert [path.name for path in folder.parent.iterdir()] == ["state"]
+
+
+def test_every_flipped_bit_and_every_truncation_is_found(tmp_path):
+    folder = tmp_path / "state"
+    storage.write_folder(folder, FILES)
+    for path in folder.iterdir():
+        whole = path.read_bytes()
+        for bit in range(0, 8 * len(whole), max(1, len(whole) // 40) * 8 + 3):
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            try:
+                files = storage.read_folder(folder)
+            except StorageError:
+                continue
+            # A bit of the manifest may change what it says without changing what it means: white space, nothing else.
+            assert path.name == storage.MANIFEST and files == FILES
+        for length in range(0, len(whole), max(1, len(whole) // 25)):
+            path.write_bytes(whole[:length])
+            with pytest.raises(StorageError, match=path.name):
+                storage.read_folder(folder)
+        path.write_bytes(whole)
+    assert storage.read_folder(folder) == FILES
+
+
+def test_a_crash_between_the_two_renames_leaves_the_old_folder_readable(tmp_path):
+    folder = tmp_path / "state"
+    storage.write_folder(folder, FILES)
+    os.rename(folder, tmp_path / "state.old")
+    assert storage.read_folder(folder) == FILES
+    storage.write_folder(folder, {"new": b"2"})
+    assert storage.read_folder(folder) == {"new": b"2"}
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace", "rename"])
+def test_any_failing_call_leaves_what_was_there(tmp_path, monkeypatch, call):
+    folder, file = tmp_path / "state", tmp_path / "file"
+    storage.write_folder(folder, FILES)
+    storage.write_file(file, b"old")
+    real, count = getattr(os, call, None), 0
+
+    def failing(*arguments, **options):
+        nonlocal count
+        count += 1
+        if count == nth:
+            raise OSError(28, "No space left on device", str(tmp_path))
+        return real(*arguments, **options)
+
+    for nth in range(1, 20):
+        count = 0
+        if call == "write":
+            monkeypatch.setattr(storage, "_write_synced", lambda path, data: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        else:
+            monkeypatch.setattr(os, call, failing)
+        fired = 0
+        for action in (lambda: storage.write_folder(folder, {"new": b"2"}), lambda: storage.write_file(file, b"new")):
+            try:
+                action()
+            except StorageError as error:
+                fired += 1
+                assert "No space left on device" in str(error)
+        monkeypatch.undo()
+        assert storage.read_folder(folder) in (FILES, {"new": b"2"})
+        assert file.read_bytes() in (b"old", b"new")
+        if not fired:
+            break
+    else:
+        assert call == "write"
+    assert not [path for path in tmp_path.iterdir() if ".tmp-" in path.name]
+
+
+def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path):
+    folder = tmp_path / "state"
+    storage.write_folder(folder, FILES)
+    (folder / storage.MANIFEST).write_text(json.dumps({"version": 1, "files": {"../secret": {"size": 0, "sha256": ""}}}))
+    with pytest.raises(StorageError, match="not a plain file of this folder"):
+        storage.read_folder(folder)
+
+
+@pytest.mark.parametrize("text", [b'{"a": NaN}', b'{"a": 1, "a": 2}', b"\xff", b"[" * 100_000, b"{"])
+def test_json_is_read_strictly(text):
+    with pytest.raises(StorageError, match=r"x\.json"):
+        storage.read_json(text, "x.json")
+
+
+def test_tensors_of_any_layout_come_back(tmp_path):
+    tensors = {"a": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last), "b": torch.arange(5).flip(0)}
+    loaded = storage.from_safetensors(storage.to_safetensors(tensors), "x")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    with pytest.raises(StorageError, match="weights: not a safetensors file"):
+        storage.from_safetensors(b"nonsense", "weights")
