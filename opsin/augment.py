@@ -134,7 +134,10 @@ def shift_and_flip(images: Tensor, draws: Tensor, flips: Tensor | None, shift: i
         rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
     else:
         rows, columns = _reflect(rows, height), _reflect(columns, width)
-    batch, channel = torch.arange(len(images), device=images.device), torch.arange(images.shape[1], device=images.device)
+    batch, channel = (
+        torch.arange(len(images), device=images.device),
+        torch.arange(images.shape[1], device=images.device),
+    )
     cut = images[batch.view(-1, 1, 1, 1), channel.view(1, -1, 1, 1), rows[:, None, :, None], columns[:, None, None]]
     return cut if outside is None else cut.masked_fill_(outside[:, None], 0)
 
@@ -235,7 +238,9 @@ def _autocontrast(images: Tensor, strength: Tensor, sign: Tensor, fill: float) -
 def _equalize(images: Tensor, strength: Tensor, sign: Tensor, fill: float) -> Tensor:
     """Each channel's levels mapped by their cumulative frequency."""
     flat = images.round().long().flatten(2)  # [B, C, H·W]
-    counts = torch.zeros(*flat.shape[:2], 256, device=images.device).scatter_add_(2, flat, torch.ones_like(flat, dtype=torch.float32))
+    counts = torch.zeros(*flat.shape[:2], 256, device=images.device).scatter_add_(
+        2, flat, torch.ones_like(flat, dtype=torch.float32)
+    )
     below = counts.cumsum(2) - counts / 2
     return (below / flat.shape[2] * 255).gather(2, flat).view_as(images)
 

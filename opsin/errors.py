@@ -1,13 +1,13 @@
 """The errors that a user can meet. Each says what was expected, what came, and what would work.
 
-    OpsinError                exit code 1
-    ├── UsageError            2   a wrong name, value or combination in a command or a recipe (also a ValueError)
-    ├── DataError             3   the pictures, their labels or their folder
-    │   └── BadInput              one file: unreadable, damaged, of a wrong format, over a limit
-    ├── GateNotMet            4   a quality asked for was not reached
-    ├── NonFiniteLoss         5   the loss became NaN or infinite; the last good checkpoint is kept
-    ├── StorageError          1   a file of ours is missing, damaged or cannot be written
-    └── Interrupted           130 SIGINT, 143 SIGTERM: saved, can be resumed
+OpsinError                exit code 1
+├── UsageError            2   a wrong name, value or combination in a command or a recipe (also a ValueError)
+├── DataError             3   the pictures, their labels or their folder
+│   └── BadInput              one file: unreadable, damaged, of a wrong format, over a limit
+├── GateNotMet            4   a quality asked for was not reached
+├── NonFiniteLoss         5   the loss became NaN or infinite; the last good checkpoint is kept
+├── StorageError          1   a file of ours is missing, damaged or cannot be written
+└── Interrupted           130 SIGINT, 143 SIGTERM: saved, can be resumed
 """
 
 from __future__ import annotations

@@ -31,7 +31,9 @@ def build(model: nn.Module, spec: recipe.Optimizer) -> torch.optim.Optimizer:
         buckets.setdefault((filters.get(name), group), []).append(parameter)
     for group in spec.groups:
         if not any(fnmatch.fnmatchcase(name, group.match) for name in named):
-            raise UsageError(f"optimizer.groups: no parameter's name matches {group.match!r}; names: {', '.join(named)}")
+            raise UsageError(
+                f"optimizer.groups: no parameter's name matches {group.match!r}; names: {', '.join(named)}"
+            )
 
     groups = []
     for (normalize, group), parameters in buckets.items():

@@ -97,7 +97,7 @@ class Preprocess:
             raise UsageError(
                 f"preprocess: expected the keys {sorted(Preprocess.__dataclass_fields__)}, received {sorted(values)}"
             )
-        tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         try:
             return Preprocess(**tuples)
         except TypeError as error:

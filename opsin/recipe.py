@@ -254,7 +254,7 @@ def _literal(text: str) -> Any:
 
 def _parse(text: str, kind: Any, key: str, current: Any) -> Any:
     """`text` as a value of the annotated type `kind`."""
-    forms = [form for form in typing.get_args(kind) or (kind,) if dataclasses.is_dataclass(form)]
+    forms: list[type[Any]] = [form for form in typing.get_args(kind) or (kind,) if dataclasses.is_dataclass(form)]
     if forms:
         chosen = {form.__name__.lower(): form for form in forms}.get(text.lower())
         if chosen is None:
@@ -262,10 +262,10 @@ def _parse(text: str, kind: Any, key: str, current: Any) -> Any:
         shared = {f.name: getattr(current, f.name) for f in dataclasses.fields(chosen) if f.name == "groups"}
         return chosen(**shared)
     value = text if kind is str or typing.get_origin(kind) is Literal else _literal(text)
-    return _check(value, kind, key)
+    return check(value, kind, key)
 
 
-def _check(value: Any, kind: Any, key: str) -> Any:
+def check(value: Any, kind: Any, key: str) -> Any:
     """`value` as the annotated type `kind`, or a `UsageError` that says what was expected."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -278,7 +278,7 @@ def _check(value: Any, kind: Any, key: str) -> Any:
             if name not in by_name:
                 raise UsageError(f"{key}.kind: expected one of {', '.join(by_name)}, received {name!r}")
             return _build(by_name[name], {k: v for k, v in value.items() if k != "kind"}, key)
-        return _check(value, kinds[0], key)
+        return check(value, kinds[0], key)
     if origin is Literal:
         if value in arguments:
             return value
@@ -294,7 +294,7 @@ def _check(value: Any, kind: Any, key: str) -> Any:
             repeated = len(arguments) == 2 and arguments[1] is Ellipsis
             if repeated or len(value) == len(arguments):
                 inner = [arguments[0]] * len(value) if repeated else arguments
-                return tuple(_check(v, k, f"{key}[{i}]") for i, (v, k) in enumerate(zip(value, inner, strict=True)))
+                return tuple(check(v, k, f"{key}[{i}]") for i, (v, k) in enumerate(zip(value, inner, strict=True)))
     elif origin is dict:
         if isinstance(value, dict):
             return value
@@ -310,7 +310,7 @@ def _build(kind: type, values: dict[str, Any], key: str) -> Any:
         if name not in hints:
             raise UsageError(f"{key}.{name}: no such field; {near(name, hints)}")
     try:
-        return kind(**{name: _check(value, hints[name], f"{key}.{name}") for name, value in values.items()})
+        return kind(**{name: check(value, hints[name], f"{key}.{name}") for name, value in values.items()})
     except TypeError as error:
         raise UsageError(f"{key}: {error}") from error
 

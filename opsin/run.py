@@ -1,11 +1,11 @@
 """A recipe and a folder to a trained, measured, saved classifier: the only place where all pieces meet.
 
-    RUN/
-      recipe.toml  environment.json  splits.json   what was asked for, where it ran, which picture is in which part
-      log.jsonl  log.csv                           every few steps and every pass; every pass
-      learning_curve.svg/.png  inputs.png          error per pass (the chapter's figure 12); what the network sees
-      report.json  report.html                     the result
-      checkpoints/  classifier/                    to go on; to use
+RUN/
+  recipe.toml  environment.json  splits.json   what was asked for, where it ran, which picture is in which part
+  log.jsonl  log.csv                           every few steps and every pass; every pass
+  learning_curve.svg/.png  inputs.png          error per pass (the chapter's figure 12); what the network sees
+  report.json  report.html                     the result
+  checkpoints/  classifier/                    to go on; to use
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def train(
     words += changes
     for line in words:
         reporter.say(line)
-    folder = Path(out) if out else Path("runs") / f"{made.model.name}-{Path(data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = (
+        Path(out) if out else Path("runs") / f"{made.model.name}-{Path(data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
     if dry_run:
         _build(made, len(splits["train"].classes))
         return Run(folder, made, words)
@@ -152,8 +154,12 @@ def fit(
     folder, reporter = Path(folder), reporter or Reporter()
     with Lock(folder):
         if (folder / "recipe.toml").exists():
-            raise UsageError(f"{folder} already holds a run; go on with: opsin resume {folder}, or choose another --out")
-        splits = splits or _load(recipe.data.name, recipe.data.data_dir, recipe.seed, recipe.data.on_bad_image, reporter)
+            raise UsageError(
+                f"{folder} already holds a run; go on with: opsin resume {folder}, or choose another --out"
+            )
+        splits = splits or _load(
+            recipe.data.name, recipe.data.data_dir, recipe.seed, recipe.data.on_bad_image, reporter
+        )
         return _Training(recipe, folder, splits, list(words), reporter).run()
 
 
@@ -208,7 +214,9 @@ def facts(name: str, splits: Splits, sample: int = 200) -> derive.Facts:
         info = datasets.DATASETS[name]
         mean, std, mirror = info.mean, info.std, name in MIRRORED
     else:
-        small = Preprocess(size=(32, 32), channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels, crop="squash")
+        small = Preprocess(
+            size=(32, 32), channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels, crop="squash"
+        )
         values = torch.stack([small.prepare(picture) for picture in pictures]).double() / 255
         mean = tuple(round(v, 4) for v in values.mean((0, 2, 3)).tolist())
         std = tuple(round(max(v, 0.01), 4) for v in values.std((0, 2, 3)).tolist())
@@ -225,7 +233,9 @@ def fitting(recipe: Recipe) -> tuple[Recipe, list[str]]:
         return recipe, []
     scale = least / min(height, width)
     size = (math.ceil(height * scale), math.ceil(width * scale))
-    words = [f"pictures of {height}×{width} are enlarged to {size[0]}×{size[1]}, the least that {recipe.model.name} takes"]
+    words = [
+        f"pictures of {height}×{width} are enlarged to {size[0]}×{size[1]}, the least that {recipe.model.name} takes"
+    ]
     return replace(recipe, preprocess=replace(recipe.preprocess, size=size)), words
 
 
@@ -313,7 +323,6 @@ class _Training:
     def _loader(self) -> loader.MemoryLoader | loader.DiskLoader:
         recipe, index = self.recipe, self.splits["train"]
         self.memory: dict[str, tuple[Tensor, Tensor]] = {}
-        common = {"batch_size": recipe.data.batch_size, "seed": recipe.seed}
         height, width = recipe.preprocess.size
         size = len(index) * recipe.preprocess.channels * height * width
         if recipe.data.loader == "disk" or (recipe.data.loader == "auto" and size > 2 << 30):
@@ -327,7 +336,8 @@ class _Training:
                 channels=recipe.preprocess.channels,
                 workers=recipe.data.workers,
                 min_size=(math.ceil(least[0] * wider), math.ceil(least[1] * wider)),
-                **common,
+                batch_size=recipe.data.batch_size,
+                seed=recipe.seed,
             )
         for part in self.splits:
             loaded = loader.load_memory(
@@ -339,7 +349,8 @@ class _Training:
             )
             self.memory[part] = loaded.images.to(self.device), loaded.labels.to(self.device)
             self.splits = {**self.splits, part: loaded.kept}
-        return loader.MemoryLoader(*self.memory["train"], **common)
+        images, labels = self.memory["train"]
+        return loader.MemoryLoader(images, labels, batch_size=recipe.data.batch_size, seed=recipe.seed)
 
     def _prepare_for_training(self, image: Tensor, index: int, epoch: int) -> Tensor:
         if not self.recipe.augment.crop:
@@ -501,7 +512,9 @@ class _Training:
             model.load_state_dict(tensors)
         return NetClassifier(model, self.recipe.preprocess, self.classes, self.spec)
 
-    def _evaluate(self, part: str, show: Callable[[int, int], None] | None, tensors: Mapping[str, Tensor] | None = None) -> Report:
+    def _evaluate(
+        self, part: str, show: Callable[[int, int], None] | None, tensors: Mapping[str, Tensor] | None = None
+    ) -> Report:
         def progress(done: int, total: int) -> None:
             if self.signals.received is not None:
                 raise self.signals.interrupted(self.folder)
@@ -565,7 +578,7 @@ class _Training:
             recipe_toml=recipe_values.to_toml(self.recipe),
             environment=self.environment,
             pictures=index.image,
-            samples={name: [train.image(i) for i in places[k]] for k, name in enumerate(self.classes)},
+            samples={self.classes[k]: [train.image(i) for i in some] for k, some in enumerate(places[:100])},
             title=f"{self.recipe.model.name} on {Path(self.recipe.data.name).name}",
             facts={
                 "minutes": round((time.monotonic() - self.clock) / 60, 3),
@@ -598,7 +611,10 @@ class _Training:
             images=batch.images[:32], labels=batch.labels[:32], indices=batch.indices[:32], keys=batch.keys[:32]
         )
         images, targets = self.augment(batch, Progress(step=self.total_steps))
-        std, mean = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.recipe.preprocess.std, self.recipe.preprocess.mean))
+        std, mean = (
+            torch.tensor(v, device=images.device).view(-1, 1, 1)
+            for v in (self.recipe.preprocess.std, self.recipe.preprocess.mean)
+        )
         pixels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
         titles = [self.classes[int(label)] for label in targets.argmax(1)]
         storage.write_file(self.folder / "inputs.png", figures.picture_grid(pixels, titles))

@@ -37,7 +37,9 @@ class Lock:
             self._file.seek(0)
             holder = self._file.read(200).strip() or "unknown"
             self._file.close()
-            raise UsageError(f"{folder} is in use by {holder}; wait for it, or choose another folder with --out") from None
+            raise UsageError(
+                f"{folder} is in use by {holder}; wait for it, or choose another folder with --out"
+            ) from None
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {platform.node()}")
         self._file.flush()
@@ -157,8 +159,12 @@ def processor() -> str:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return platform.processor() or platform.machine()
-    name = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "unknown")
-    units = [unit for flag, unit in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if f" {flag} " in text.replace("\n", " ")]
+    name = next(
+        (line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "unknown"
+    )
+    units = [
+        unit for flag, unit in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if f" {flag} " in text.replace("\n", " ")
+    ]
     return f"{name} ({units[0]})" if units else name
 
 

@@ -78,7 +78,8 @@ def train(
     model, optimizer = state.model, state.optimizer
     precision = precision or Precision()
     while not until(state.progress):
-        pending = 0
+        pending: tuple[float, Tensor, Any, Any] | None = None  # of the batches that are not yet a step
+        count = 0
         for batch in batches(state.progress.epoch, state.progress.batch):
             model.train()
             progress = state.progress
@@ -93,24 +94,25 @@ def train(
                     "a lower learning rate or --set clip=1 usually helps"
                 )
             precision.scaler.scale(loss / accumulate).backward()
-            pending += 1
+            count += 1
             seen = progress.samples + len(batch[0])
             state.progress = progress._replace(batch=progress.batch + 1, samples=seen)
-            if pending < accumulate:
+            pending = (factor, loss.detach(), batch, output)
+            if count < accumulate:
                 continue
             state.progress = state.progress._replace(step=progress.step + 1)
             _update(model, optimizer, precision, clip)
-            pending = 0
-            yield StepEnd(state.progress, factor, loss.detach(), batch, output)
+            yield StepEnd(state.progress, *pending)
+            pending, count = None, 0
             if until(state.progress):
                 return
-        if pending:  # the epoch's last batches, fewer than `accumulate`
+        if pending is not None:  # the epoch's last batches, fewer than `accumulate`
             state.progress = state.progress._replace(step=state.progress.step + 1)
             for parameter in model.parameters():
                 if parameter.grad is not None:
-                    parameter.grad.mul_(accumulate / pending)
+                    parameter.grad.mul_(accumulate / count)
             _update(model, optimizer, precision, clip)
-            yield StepEnd(state.progress, factor, loss.detach(), batch, output)
+            yield StepEnd(state.progress, *pending)
         state.progress = state.progress._replace(epoch=state.progress.epoch + 1, batch=0)
         yield EpochEnd(state.progress)
 

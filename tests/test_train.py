@@ -44,7 +44,9 @@ def objective(model, batch, progress):
 
 def run(state, *, epochs=2, schedule=None, **options):
     schedule = schedule or Constant()
-    return train(state, batches(), objective, total_steps=6, until=lambda p: p.epoch >= epochs, schedule=schedule, **options)
+    return train(
+        state, batches(), objective, total_steps=6, until=lambda p: p.epoch >= epochs, schedule=schedule, **options
+    )
 
 
 def test_losses_and_weights_equal_a_plain_loop_over_torch():
@@ -124,7 +126,9 @@ def test_clipping_bounds_the_step():
 
     state = TrainState(model := network(), optim.build(model, SGD(lr=1.0, momentum=0.0)))
     before = [p.detach().clone() for p in model.parameters()]
-    next(iter(train(state, batches(), huge, total_steps=6, until=lambda p: p.epoch >= 1, schedule=Constant(), clip=0.5)))
+    next(
+        iter(train(state, batches(), huge, total_steps=6, until=lambda p: p.epoch >= 1, schedule=Constant(), clip=0.5))
+    )
     moved = sum(((a - b) ** 2).sum() for a, b in zip(model.parameters(), before, strict=True)) ** 0.5
     assert moved.item() == pytest.approx(0.5, rel=1e-3)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from opsin.errors import UsageError, near
-from opsin.recipe import _check as check_type
+from opsin.recipe import check as check_type
 
 if TYPE_CHECKING:
     from opsin.types import Model

@@ -97,7 +97,9 @@ def test_the_identity_matrix_warps_nothing_and_a_quarter_turn_is_a_quarter_turn(
 def test_crops_lie_inside_and_have_the_area_and_ratio_asked_for():
     draws = torch.rand(20_000, 4)
     height, width, top, left = A.crop_box(draws, 0.3)
-    assert (top >= 0).all() and (top + height <= 1 + 1e-6).all() and (left >= 0).all() and (left + width <= 1 + 1e-6).all()
+    assert (
+        (top >= 0).all() and (top + height <= 1 + 1e-6).all() and (left >= 0).all() and (left + width <= 1 + 1e-6).all()
+    )
     inside = (height < 1) & (width < 1)
     assert (height * width)[inside].min() > 0.299
     ratio = (width / height)[inside]

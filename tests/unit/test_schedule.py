@@ -47,7 +47,9 @@ def test_linear_and_one_cycle_reach_their_ends():
     assert at(cycle, 1000) == pytest.approx(0.01)
 
 
-@given(st.integers(0, 3000), st.sampled_from([Constant(warmup=0.2), Cosine(), Linear(warmup=0.3), OneCycle(), MultiStep()]))
+@given(
+    st.integers(0, 3000), st.sampled_from([Constant(warmup=0.2), Cosine(), Linear(warmup=0.3), OneCycle(), MultiStep()])
+)
 def test_factors_stay_between_zero_and_one(step, schedule):
     assert 0 <= at(schedule, step) <= 1
 

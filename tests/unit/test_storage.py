@@ -69,7 +69,11 @@ def test_any_failing_call_leaves_what_was_there(tmp_path, monkeypatch, call):
     for nth in range(1, 20):
         count = 0
         if call == "write":
-            monkeypatch.setattr(storage, "_write_synced", lambda path, data: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            monkeypatch.setattr(
+                storage,
+                "_write_synced",
+                lambda path, data: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+            )
         else:
             monkeypatch.setattr(os, call, failing)
         fired = 0
@@ -92,7 +96,9 @@ def test_any_failing_call_leaves_what_was_there(tmp_path, monkeypatch, call):
 def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path):
     folder = tmp_path / "state"
     storage.write_folder(folder, FILES)
-    (folder / storage.MANIFEST).write_text(json.dumps({"version": 1, "files": {"../secret": {"size": 0, "sha256": ""}}}))
+    (folder / storage.MANIFEST).write_text(
+        json.dumps({"version": 1, "files": {"../secret": {"size": 0, "sha256": ""}}})
+    )
     with pytest.raises(StorageError, match="not a plain file of this folder"):
         storage.read_folder(folder)
 
