@@ -1,5 +1,5 @@
-"""Augmentation of whole batches, on the device. Every random number is a function of (seed, epoch, place in the data set):
-the same for any batch size, any number of workers, and on resume.
+"""Augmentation of whole batches, on the device. Every random number is a function of (seed, epoch, place in the data
+set): the same for any batch size, any number of workers, and on resume.
 
 The pixels end in `Preprocess.normalize`, the very method that the classifier calls.
 """
@@ -185,7 +185,7 @@ def crop_box(draws: Tensor, area: float, aspect: float = 1.0) -> tuple[Tensor, T
 
 
 def warp(images: Tensor, matrix: Tensor, fill: float = 0.0) -> Tensor:
-    """Bilinear resampling of [B, C, H, W] (any type, float32 out) by [B, 2, 3] matrices; `fill` where there is no picture."""
+    """Bilinear resampling of [B, C, H, W] (any type, float32 out) by [B, 2, 3] matrices; `fill` where nothing is."""
     images = images.to(torch.float32) - fill
     grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + fill

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from opsin import __version__
-from opsin.console import Console, printable
+from opsin.console import Console, percent, printable
 from opsin.errors import BadInput, DataError, GateNotMet, OpsinError, UsageError, near
 
 if TYPE_CHECKING:
@@ -166,7 +166,9 @@ def train(
     _show_run(run, json_)
     reached = run.report.top1
     if min_top1 is not None and reached < min_top1:
-        raise GateNotMet(f"{reached:.2%} of the pictures are named rightly; --min-top1 asked for {min_top1:.2%}")
+        raise GateNotMet(
+            f"{percent(reached)} of the pictures are named rightly; --min-top1 asked for {percent(min_top1)}"
+        )
 
 
 @_command(2, "resume RUN")
@@ -432,7 +434,8 @@ def import_weights(
         if not separator:
             raise UsageError(f"--set: expected option=value, received {setting!r}")
         options = recipe.override(options, key, text)
-    count, channels = weights.classes_and_channels(weights.load_foreign(file), model)
+    notes: list[str] = []
+    count, channels = weights.classes_and_channels(weights.load_foreign(file, notes=notes), model)
     mean, std = {
         "imagenet": (values.IMAGENET_MEAN, values.IMAGENET_STD),
         "cifar10": (values.CIFAR10_MEAN, values.CIFAR10_STD),
@@ -444,7 +447,7 @@ def import_weights(
     prepare = values.Preprocess(size=size, channels=channels, mean=mean, std=std)
     reporter = Console(quiet=quiet)
     names = _class_names(classes, count, model, reporter)
-    _, notes = runs.import_weights(file, model, prepare, out, names, **options)
+    notes += runs.import_weights(file, model, prepare, out, names, **options)[1]
     for note in notes:
         reporter.say(note)
     if json_:
@@ -732,11 +735,12 @@ def _text(value: Any) -> str:
 def _print_report(report: Mapping[str, Any]) -> None:
     low, high = report["top1_interval"]
     right = report["n"] - report["num_wrong"]
-    print(f"right       {report['top1']:.2%}  ({right:,} of {report['n']:,}; 95 % interval {low:.2%} to {high:.2%})")
+    interval = f"95 % interval {percent(low)} to {percent(high)}"
+    print(f"right       {percent(report['top1'])}  ({right:,} of {report['n']:,}; {interval})")
     if len(report["classes"]) > 5:
-        print(f"among 5     {report['top5']:.2%}")
+        print(f"among 5     {percent(report['top5'])}")
     print(f"nll         {report['nll']:.4f} nats a picture")
-    print(f"calibration {report['calibration_error']:.2%} error")
+    print(f"calibration {percent(report['calibration_error'])} error")
     if report.get("skipped"):
         print(f"left out    {len(report['skipped'])}, because they could not be read")
 
@@ -779,7 +783,7 @@ class _PredictionWriter:
                 row = (safe_cell(key), rank, safe_cell(p.name), p.label, f"{p.probability:.6f}")
                 self._csv.writerow(row)
             return
-        answers = (f"{p.probability:7.2%}  {printable(p.name)}" for p in named)
+        answers = (f"{percent(p.probability):>8}  {printable(p.name)}" for p in named)
         print(f"{printable(key)}\n  " + "\n  ".join(answers))
 
 

@@ -105,7 +105,7 @@ class Console(Reporter):
     def epoch(self, row: Mapping[str, Any]) -> None:
         for key in ("test_error", "val_error", "train_error"):
             if row.get(key) is not None:
-                self._error = f"  {key.split('_')[0]} error {row[key]:.2%}"
+                self._error = f"  {key.split('_')[0]} error {percent(row[key])}"
                 break
         if self._quiet:
             return
@@ -113,7 +113,7 @@ class Console(Reporter):
         for key in ("train_loss", "train_error", "val_error", "test_error"):
             if row.get(key) is not None:
                 name = key.replace("_", " ")
-                parts.append(f"{name} {row[key]:.4f}" if key.endswith("loss") else f"{name} {row[key]:.2%}")
+                parts.append(f"{name} {row[key]:.4f}" if key.endswith("loss") else f"{name} {percent(row[key])}")
         if row.get("seconds") is not None:
             parts.append(duration(row["seconds"]))
         self._spoke = self._clock()
@@ -173,6 +173,14 @@ class Console(Reporter):
             terminal.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
         else:
             print(printable(text), file=self._stream, flush=True)
+
+
+def percent(fraction: float) -> str:
+    """
+    >>> percent(0.9154)
+    '91.54 %'
+    """
+    return f"{100 * fraction:.2f} %"
 
 
 def duration(seconds: float) -> str:

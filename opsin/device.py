@@ -15,7 +15,7 @@ from opsin.recipe import Recipe
 
 
 def choose(name: str) -> torch.device:
-    """The device called `name`: "auto" is the first CUDA device, else Apple's, else the CPU. `UsageError` when absent."""
+    """The device called `name`; "auto": the first CUDA device, else Apple's, else the CPU. `UsageError` when absent."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

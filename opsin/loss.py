@@ -1,4 +1,4 @@
-"""What a training minimises: softmax cross-entropy, and the ordinary objective that joins augmentation, network and loss."""
+"""What a training minimises: softmax cross-entropy, and the ordinary objective: augmentation, network, loss."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Classify:
     """The ordinary objective: augment a batch, classify it, compare with its targets."""
 
     augment: Callable[[Batch, Progress], tuple[Tensor, Tensor]]
-    loss: CrossEntropy = CrossEntropy()
+    loss: CrossEntropy
 
     def __call__(self, model: Model, batch: Batch, progress: Progress) -> tuple[Tensor, Output]:
         images, targets = self.augment(batch, progress)

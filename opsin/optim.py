@@ -88,8 +88,8 @@ class Muon(torch.optim.Optimizer):
     """Muon (Jordan 2024) for groups with `rule="muon"`, Nesterov SGD for groups with `rule="sgd"`: one optimiser.
 
     Muon: the momentum-averaged gradient of a filter, as a matrix [C_out, C_in·k·k], is replaced by the nearest
-    semi-orthogonal matrix (three Newton–Schulz steps). With `normalize`, the filter is first rescaled to the norm √C_out:
-    batch normalisation cancels its scale, and the rate then is the relative size of a step.
+    semi-orthogonal matrix (three Newton–Schulz steps). With `normalize`, the filter is first rescaled to the norm
+    √C_out: batch normalisation cancels its scale, and the rate then is the relative size of a step.
     """
 
     def __init__(self, groups: list[dict[str, Any]]) -> None:
@@ -143,7 +143,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, progress: Progress) -> None:
-        """Average in the model after a step. The decay starts low, (1 + t) / (10 + t), so that early noise is forgotten."""
+        """Average in the model after a step t. The decay is at most (1 + t) / (10 + t): early noise is forgotten."""
         decay = min(self.decay, (1 + progress.step) / (10 + progress.step))
         for name, tensor in model.state_dict().items():
             average = self.tensors[name]

@@ -58,10 +58,10 @@ class Augment:
 
     crop: random-resized-crop of this least area (0–1), else pad-and-crop by `shift` pixels with `padding`.
     flip: left-right. "alternating" mirrors a picture every second epoch after a random first one.
-    rotate, zoom: degrees and relative size, uniform in ±, about the centre. colour: brightness, contrast and saturation jitter,
-    uniform in 1 ± colour. trivial: TrivialAugment (Müller and Hutter 2021). erase: probability of random erasing; cutout: side in pixels.
-    mixup, cutmix: alpha of the beta distribution; with both, each batch takes one of them at even odds.
-    sizes: progressive resolution as (part of the training from which it holds, side in pixels); () is full size throughout.
+    rotate, zoom: degrees and relative size, uniform in ±, about the centre. colour: brightness, contrast and saturation
+    jitter, uniform in 1 ± colour. trivial: TrivialAugment (Müller and Hutter 2021). erase: probability of random
+    erasing. cutout: side in pixels. mixup, cutmix: alpha of the beta distribution; with both, each batch takes one of
+    them at even odds. sizes: progressive resolution as (part of the training from which it holds, side in pixels).
     """
 
     crop: float = 0.0
@@ -153,7 +153,7 @@ class CrossEntropy:
 class Stop:
     """When training ends before its last epoch. minutes: of wall clock, 0 for none.
 
-    patience: epochs without a lower validation error after which training stops and the best weights are taken (0: off).
+    patience: passes without a lower validation error after which training stops and the best weights are taken; 0: off.
     """
 
     minutes: float = 0.0
@@ -201,18 +201,7 @@ class Recipe:
 # One field at a time: `--set optimizer.lr=0.2` and TOML go through the same door
 # ---------------------------------------------------------------------------------------------------------------------
 
-PARTS: dict[str, type] = {
-    part.__name__: part
-    for part in (SGD, Adam, AdamW, Muon)
-    + (
-        schedule.Constant,
-        schedule.MultiStep,
-        schedule.DiscreteExponential,
-        schedule.Cosine,
-        schedule.OneCycle,
-        schedule.Linear,
-    )
-}
+PARTS: dict[str, type] = {part.__name__: part for part in (*typing.get_args(Optimizer), *typing.get_args(Schedule))}
 
 
 def override(value: Any, key: str, text: str) -> Any:
@@ -254,7 +243,8 @@ def _literal(text: str) -> Any:
 
 def _parse(text: str, kind: Any, key: str, current: Any) -> Any:
     """`text` as a value of the annotated type `kind`."""
-    forms: list[type[Any]] = [form for form in typing.get_args(kind) or (kind,) if dataclasses.is_dataclass(form)]
+    kinds: tuple[Any, ...] = typing.get_args(kind) or (kind,)
+    forms = [form for form in kinds if dataclasses.is_dataclass(form)]
     if forms:
         chosen = {form.__name__.lower(): form for form in forms}.get(text.lower())
         if chosen is None:
@@ -283,7 +273,7 @@ def check(value: Any, kind: Any, key: str) -> Any:
         if value in arguments:
             return value
         raise UsageError(f"{key}: expected one of {', '.join(map(repr, arguments))}, received {value!r}")
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if isinstance(value, dict):
             return _build(kind, value, key)
     elif kind is float:

@@ -164,7 +164,7 @@ def fit(
 
 
 def resume(folder: Path | str, *, reporter: Reporter | None = None) -> Run:
-    """Go on with a run that was interrupted, exactly where its newest whole checkpoint is; a finished run is returned."""
+    """Go on with an interrupted run, exactly from its newest whole checkpoint; a finished one is returned as it is."""
     folder, reporter = Path(folder), reporter or Reporter()
     path = folder / "recipe.toml"
     try:
@@ -281,7 +281,7 @@ class _Training:
             for bad in index.skipped:
                 reporter.warn(f"left out: {bad}")
         self.splits, self.classes = splits, splits["train"].classes
-        # Without a validation part the test error is shown after each pass, as the chapter does; nothing is chosen by it.
+        # Without a validation part the test error is shown after each pass, as in the chapter; nothing is chosen by it.
         self.watched = "val" if "val" in splits else "test"
 
         torch.manual_seed(recipe.seed)
@@ -528,7 +528,7 @@ class _Training:
             self._classifier(tensors),
             pictures,
             batch_size=EVALUATION_BATCH,
-            workers=self.recipe.data.workers,
+            workers=max(1, self.recipe.data.workers),
             progress=progress,
             keys=self.splits[part].keys if self.memory else (),
         )
@@ -625,7 +625,7 @@ class _Training:
             self.reporter.say(f"first loss {loss:.2f}, near ln {len(self.classes)} = {expected:.2f} as it should be")
         else:
             self.reporter.warn(
-                f"first loss {loss:.2f}, but an untrained network should have about ln {len(self.classes)} = {expected:.2f}; "
+                f"first loss {loss:.2f}, where an untrained network has about ln {len(self.classes)} = {expected:.2f}; "
                 f"look at {self.folder / 'inputs.png'} and at the learning rate"
             )
 

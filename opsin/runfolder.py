@@ -28,7 +28,7 @@ class Lock:
         self.path = folder / "run.lock"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a+", encoding="utf-8")
+            self._file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 (held as long as the lock)
         except OSError as error:
             raise StorageError(f"cannot write into {folder}: {error.strerror or error}") from error
         try:
@@ -52,7 +52,7 @@ class Lock:
 
 
 class Signals:
-    """While active, the first SIGINT or SIGTERM only sets a flag, so that a step ends and is saved; the second one acts as usual."""
+    """While active, the first SIGINT or SIGTERM sets a flag: the step ends and is saved. A second acts as usual."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -88,7 +88,7 @@ class Log:
     def __init__(self, folder: Path, length: int = 0) -> None:
         self._path, self._csv = folder / "log.jsonl", folder / "log.csv"
         try:
-            self._file = open(self._path, "ab")
+            self._file = open(self._path, "ab")  # noqa: SIM115 (held as long as the run)
             self._file.truncate(length)
         except OSError as error:
             raise StorageError(f"cannot write {self._path}: {error.strerror or error}") from error
@@ -169,7 +169,7 @@ def processor() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that opsin runs from, with "+" when files differ from it; None when it is installed."""
+    """The commit of the checkout that opsin runs from, "+" when files differ from it; None when it is installed."""
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return None

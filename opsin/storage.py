@@ -60,7 +60,7 @@ def write_file(path: Path | str, data: bytes | str) -> None:
 
 
 def write_folder(folder: Path | str, files: Mapping[str, bytes]) -> None:
-    """Write `files` and a manifest of their sizes and SHA-256 as the folder `folder`, all or nothing; read back to verify.
+    """Write `files` and a manifest of their sizes and SHA-256 as the folder `folder`, all or nothing, read back.
 
     An older folder of that name is moved aside to `folder.old` for the moment of the exchange; `read_folder` looks
     there when a crash fell into that moment.

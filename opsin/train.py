@@ -43,7 +43,7 @@ class EpochEnd(NamedTuple):
 
 
 class Precision:
-    """How numbers are held in the forward pass: float32, or bfloat16/float16 under autocast with loss scaling for the latter."""
+    """How numbers are held in the forward pass: float32, or under autocast bfloat16 or float16 (with loss scaling)."""
 
     def __init__(self, dtype: str = "float32", device: str = "cpu") -> None:
         self.device, self.dtype = device, getattr(torch, dtype)

@@ -18,7 +18,7 @@ TABLE = """
     augment
     models models.convnet models.layers models.lenet models.vgg models.resnet models.smallnet models.weights
     loss optim device train checkpoint metrics classifier evaluate figures report
-    recipes.derive recipes.chapter recipes.resnet_cifar recipes.small recipes
+    recipes.derive recipes.chapter recipes.resnet_cifar recipes
     console runfolder run doctor cli __main__
 """
 ORDER = TABLE.split()

@@ -16,7 +16,7 @@ WITHOUT_NORM = ("lenet5", "lenet", "vgg11", "vgg13", "vgg16", "vgg19")
 
 
 class Facts(NamedTuple):
-    """What a recipe is derived from. height, width: medians, in pixels. mirror: whether a mirrored picture keeps its class."""
+    """What a recipe is derived from. height, width: medians, in pixels. mirror: a mirrored picture keeps its class."""
 
     name: str
     num_train: int
@@ -108,5 +108,5 @@ def _size(facts: Facts, model: str) -> tuple[tuple[int, int], list[str]]:
     if scale == 1:
         return size, []
     return size, [
-        f"pictures of {facts.height}×{facts.width} are enlarged to {size[0]}×{size[1]}, what {model} needs to halve its maps"
+        f"pictures of {facts.height}×{facts.width} are enlarged to {size[0]}×{size[1]}: {model} shrinks its maps"
     ]

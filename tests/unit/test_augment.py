@@ -111,7 +111,7 @@ def test_crops_lie_inside_and_have_the_area_and_ratio_asked_for():
 
 def test_random_crop_of_a_decoded_picture_has_the_networks_size():
     image = pictures(1, 50, 80)[0]
-    for i in range(20):
+    for _ in range(20):
         out = A.random_crop(image, torch.rand(DRAWS), 0.08, PREPROCESS)
         assert out.shape == (3, 12, 16) and out.dtype == torch.uint8
     assert A.random_crop(image[:1], torch.rand(DRAWS), 0.5, PREPROCESS).shape == (3, 12, 16)

@@ -70,9 +70,9 @@ def test_a_torchvision_of_another_release(first: Path) -> None:
     assert found.state == "broken" and "goes with torchvision" in found.value and "pip install" in found.fix
 
 
-def test_the_torchvision_that_belongs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_torchvision_that_belongs(first: Path) -> None:
     version = f"{doctor.torchvision_for(torch_release())}.0"
-    install(tmp_path, "torchvision", version, GOOD.format(version))
+    install(first, "torchvision", version, GOOD.format(version))
     assert by_name(doctor._torchvision())["torchvision"].state == "ok"
 
 

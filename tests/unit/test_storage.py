@@ -52,31 +52,26 @@ def test_a_crash_between_the_two_renames_leaves_the_old_folder_readable(tmp_path
     assert storage.read_folder(folder) == {"new": b"2"}
 
 
-@pytest.mark.parametrize("call", ["write", "fsync", "replace", "rename"])
-def test_any_failing_call_leaves_what_was_there(tmp_path, monkeypatch, call):
+@pytest.mark.parametrize(
+    ("module", "call"), [(storage, "_write_synced"), (os, "fsync"), (os, "replace"), (os, "rename"), (os, "open")]
+)
+def test_whichever_call_fails_the_old_state_or_the_new_one_is_there(tmp_path, monkeypatch, module, call):
+    """The disk is full at the first call, the second, … until no call fails any more."""
     folder, file = tmp_path / "state", tmp_path / "file"
-    storage.write_folder(folder, FILES)
-    storage.write_file(file, b"old")
-    real, count = getattr(os, call, None), 0
+    real = getattr(module, call)
+    for nth in range(1, 30):
+        storage.write_folder(folder, FILES)
+        storage.write_file(file, b"old")
+        count, fired = 0, 0
 
-    def failing(*arguments, **options):
-        nonlocal count
-        count += 1
-        if count == nth:
-            raise OSError(28, "No space left on device", str(tmp_path))
-        return real(*arguments, **options)
+        def failing(*arguments, nth=nth, **options):
+            nonlocal count
+            count += 1
+            if count == nth:
+                raise OSError(28, "No space left on device")
+            return real(*arguments, **options)
 
-    for nth in range(1, 20):
-        count = 0
-        if call == "write":
-            monkeypatch.setattr(
-                storage,
-                "_write_synced",
-                lambda path, data: (_ for _ in ()).throw(OSError(28, "No space left on device")),
-            )
-        else:
-            monkeypatch.setattr(os, call, failing)
-        fired = 0
+        monkeypatch.setattr(module, call, failing)
         for action in (lambda: storage.write_folder(folder, {"new": b"2"}), lambda: storage.write_file(file, b"new")):
             try:
                 action()
@@ -86,11 +81,11 @@ def test_any_failing_call_leaves_what_was_there(tmp_path, monkeypatch, call):
         monkeypatch.undo()
         assert storage.read_folder(folder) in (FILES, {"new": b"2"})
         assert file.read_bytes() in (b"old", b"new")
-        if not fired:
-            break
-    else:
-        assert call == "write"
-    assert not [path for path in tmp_path.iterdir() if ".tmp-" in path.name]
+        assert not [path for path in tmp_path.iterdir() if ".tmp-" in path.name]
+        if count < nth:
+            assert not fired
+            return
+    pytest.fail("the fault never stopped firing")
 
 
 def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path):
