@@ -4,7 +4,8 @@
 
 Both sides have the same network, optimiser, batch size, memory layout, allocator settings and thread count, and run
 in turn in this process. The plain loop is handed normalised float tensors; ours draws uint8 pictures, augments,
-normalises, counts, checks the loss and reports, as `opsin train` does. Pictures are random: no value changes what a step costs.
+normalises, counts, checks the loss and reports, as `opsin train` does. Pictures are random: no value changes what a
+step costs.
 The ratio is plain seconds / our seconds: 1 is as fast as the plain loop.
 """
 

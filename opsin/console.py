@@ -115,7 +115,7 @@ class Console(Reporter):
                 name = key.replace("_", " ")
                 parts.append(f"{name} {row[key]:.4f}" if key.endswith("loss") else f"{name} {percent(row[key])}")
         if row.get("seconds") is not None:
-            parts.append(duration(row["seconds"]))
+            parts.append(f"after {duration(row['seconds'])}")  # of training, from its first step
         self._spoke = self._clock()
         self._line("  ".join(parts))
 

@@ -578,11 +578,11 @@ def test_lines_where_there_is_no_terminal() -> None:
         "epoch 1/2  step 3/20  loss 2.200  1,234 images/s  1 min 08 s left",
         "epoch 1/2  step 6/20  loss 1.900  1,234 images/s  56 s left",
         "epoch 1/2  step 9/20  loss 1.600  1,234 images/s  44 s left",
-        "epoch 1/2  train loss 1.5000  train error 25.00 %  test error 12.50 %  10 s",
+        "epoch 1/2  train loss 1.5000  train error 25.00 %  test error 12.50 %  after 10 s",
         "epoch 2/2  step 13/20  loss 1.200  test error 12.50 %  1,234 images/s  28 s left",
         "epoch 2/2  step 16/20  loss 0.900  test error 12.50 %  1,234 images/s  16 s left",
         "epoch 2/2  step 19/20  loss 0.600  test error 12.50 %  1,234 images/s  4 s left",
-        "epoch 2/2  train loss 1.5000  train error 25.00 %  test error 12.50 %  10 s",
+        "epoch 2/2  train loss 1.5000  train error 25.00 %  test error 12.50 %  after 10 s",
         "warning: look here",
     ]
 
