@@ -152,7 +152,7 @@ def affine(draws: Tensor, crop: float, rotate: float, zoom: float, aspect: float
     """One matrix a picture, [B, 2, 3], from output to input coordinates in [-1, 1].
 
     draws: [B, 6]. crop: least area of a random-resized-crop, aspect ratio 3/4 to 4/3 (Szegedy et al. 2014, section 6).
-    rotate: degrees, zoom: relative size, both uniform in ±.
+    rotate: degrees, zoom: relative size, both uniform in ±. aspect: width over height of the pictures.
     """
     count = len(draws)
     matrix = torch.eye(3, device=draws.device).expand(count, 3, 3)
@@ -164,7 +164,7 @@ def affine(draws: Tensor, crop: float, rotate: float, zoom: float, aspect: float
         angle = math.radians(rotate) * (2 * draws[:, 4] - 1)
         scale = 1 / (1 + zoom * (2 * draws[:, 5] - 1))
         cos, sin, none = scale * angle.cos(), scale * angle.sin(), torch.zeros(count, device=draws.device)
-        matrix = matrix @ _matrix(cos, -sin, none, sin, cos, none)
+        matrix = matrix @ _matrix(cos, -sin / aspect, none, sin * aspect, cos, none)
     return matrix[:, :2]
 
 
@@ -281,7 +281,8 @@ def _geometric(kind: str) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
         amount, one, none = strength * sign, torch.ones_like(strength), torch.zeros_like(strength)
         if kind == "rotate":
             angle = math.radians(135) * amount
-            values = (angle.cos(), -angle.sin(), none, angle.sin(), angle.cos(), none)
+            aspect = images.shape[3] / images.shape[2]
+            values = (angle.cos(), -angle.sin() / aspect, none, angle.sin() * aspect, angle.cos(), none)
         else:
             shear, move = 0.99 * amount, 2 * amount * min(1.0, 32 / max(images.shape[2:]))
             values = {

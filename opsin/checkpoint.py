@@ -7,7 +7,6 @@ The newest folder that verifies wins. Order is by step, never by clock.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -56,8 +55,11 @@ def save(
     for name, group in tensors.items():
         held.update({f"{name}/{key}": tensor for key, tensor in group.items()})
     held["random/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        held["random/cuda"] = torch.cuda.get_rng_state()
+    device = next(state.model.parameters()).device
+    if device.type == "cuda":
+        held["random/cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        held["random/mps"] = torch.mps.get_rng_state()
     document = {
         "version": 1,
         "progress": state.progress._asdict(),
@@ -73,8 +75,14 @@ def save(
             "state.json": json.dumps(document, allow_nan=False).encode(),
         },
     )
-    for old in steps(folder)[:-keep]:
+    # Checkpoints of later steps are there only when they were damaged and passed over: they count for nothing.
+    name = f"step-{state.progress.step:08d}"
+    past = [path for path in steps(folder) if path.name <= name]
+    for old in past[:-keep] + [path for path in steps(folder) if path.name > name]:
         shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old.with_name(f"{old.name}.old"), ignore_errors=True)
+    for leftover in folder.glob(".step-*.tmp-*"):  # of a process that was killed; the run's lock keeps others away
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def steps(folder: Path) -> list[Path]:
@@ -134,11 +142,14 @@ def _apply(
                 value = value.to(parameter.device)
         state.optimizer.state[parameter][key] = value
     state.progress = Progress(**document["progress"])
-    with contextlib.suppress(KeyError):
+    if document["scaler"]:
         precision.scaler.load_state_dict(document["scaler"])
     torch.set_rng_state(sets["random"]["cpu"])
-    if "cuda" in sets["random"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(sets["random"]["cuda"])
+    device = next(state.model.parameters()).device
+    if device.type == "cuda" and "cuda" in sets["random"]:
+        torch.cuda.set_rng_state(sets["random"]["cuda"], device)
+    elif device.type == "mps" and "mps" in sets["random"]:
+        torch.mps.set_rng_state(sets["random"]["mps"])
     return Restored(document["notes"], {name: sets.get(name, {}) for name in document["sets"]})
 
 

@@ -24,7 +24,7 @@ from opsin.data.index import Index, printable, read
 from opsin.data.loader import decode_size
 from opsin.errors import BadInput, OpsinError, StorageError, UsageError
 from opsin.preprocess import Preprocess
-from opsin.recipe import ModelSpec
+from opsin.recipe import ModelSpec, check
 from opsin.types import Model
 
 CONFIG, WEIGHTS = "classifier.json", "weights.safetensors"
@@ -187,9 +187,9 @@ def _load_net(config: Mapping[str, Any], files: Mapping[str, bytes], folder: Pat
         raise StorageError(f"{where}: expected a list of classes and a table preprocess")
     try:
         classes = _class_names(config["classes"])
-        preprocess = Preprocess.from_dict(config["preprocess"])
-        # Building draws initial weights, which are then replaced: the caller's random numbers stay as they are.
-        with torch.random.fork_rng(devices=[]):
+        preprocess = check(config["preprocess"], Preprocess, "preprocess")
+        # Without memory and without random numbers: the file's tensors become the network's, once they fit.
+        with torch.device("meta"):
             net = models.build(model["name"], len(classes), model["in_channels"], **model["options"])
     except (TypeError, ValueError, RuntimeError) as error:  # UsageError is a ValueError
         raise StorageError(f"{where}: {error}") from error
@@ -206,7 +206,7 @@ LOADERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, bytes], Path, str],
 
 
 def set_weights(model: nn.Module, tensors: Mapping[str, Tensor], name: Path | str) -> None:
-    """Copy `tensors` into `model` once they fit exactly and are finite; `StorageError` names what is wrong."""
+    """Make `tensors` those of `model` once they fit exactly and are finite; `StorageError` names what is wrong."""
     own = model.state_dict()
     problems = [f"{key}: missing" for key in own if key not in tensors]
     problems += [f"{key}: unexpected" for key in tensors if key not in own]
@@ -221,7 +221,7 @@ def set_weights(model: nn.Module, tensors: Mapping[str, Tensor], name: Path | st
     if problems:
         shown = "; ".join(sorted(problems)[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise StorageError(f"{name}: these weights do not fit the network: {shown}")
-    model.load_state_dict(dict(tensors))
+    model.load_state_dict(dict(tensors), assign=True)
 
 
 def _num_features(model: nn.Module, num_classes: int) -> int:

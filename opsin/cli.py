@@ -41,7 +41,10 @@ Exit codes:
   130  interrupted (143: terminated); saved, opsin resume goes on
 
 Environment:
-  OPSIN_HOME         folder of downloaded data sets
+  OPSIN_HOME         folder whose data/ holds downloaded data sets (else
+                     $XDG_CACHE_HOME/opsin, else ~/.cache/opsin)
+  OPSIN_OFFLINE=1    download nothing
+  OPSIN_MALLOC=off   leave the memory allocator as it is
   NO_COLOR           no colours
   OPSIN_TRACEBACK=1  shows where an error arose"""
 
@@ -116,7 +119,12 @@ def train(
         float | None,
         Parameter(name="--min-top1", help="Exit with 4 when a smaller fraction than this is right, as 0.9."),
     ] = None,
-    on_bad_image: OnBadImage = "error",
+    on_bad_image: Annotated[
+        Literal["error", "skip"] | None,
+        Parameter(
+            name="--on-bad-image", help="What an unreadable picture does: error (default), or skip: counted, left out."
+        ),
+    ] = None,
     settings: Annotated[
         tuple[str, ...],
         Parameter(
@@ -444,7 +452,9 @@ def import_weights(
     if len(mean) != channels:
         raise UsageError(f"--preprocess {preprocess}: for colour, but these weights take {channels} channel; use none")
     size = (entry.native_size, entry.native_size)
-    prepare = values.Preprocess(size=size, channels=channels, mean=mean, std=std)
+    # Networks of ImageNet's size are published for the centre 224 of a shorter side of 256.
+    fraction = 0.875 if preprocess == "imagenet" and entry.native_size == 224 else 1.0
+    prepare = values.Preprocess(size=size, channels=channels, mean=mean, std=std, crop_fraction=fraction)
     reporter = Console(quiet=quiet)
     names = _class_names(classes, count, model, reporter)
     notes += runs.import_weights(file, model, prepare, out, names, **options)[1]
@@ -608,7 +618,7 @@ def _index(
 ) -> Index:
     """The pictures that `evaluate` and `features` mean, by the rules in the help of `--split`."""
     from opsin.data import datasets
-    from opsin.data.index import SPLIT_FOLDERS, check, scan, without
+    from opsin.data.index import check, scan, split_folders, without
 
     recipe = _recipe_of(run)
     if recipe is None and data is None:
@@ -617,10 +627,11 @@ def _index(
     data = own if data is None else data
     same, seed = _same_data(data, own), 0
     if recipe is not None and same:
-        data_dir, seed = data_dir or recipe.data.data_dir, recipe.seed
+        # The very pictures that the run read, so that no training picture slips into the test part.
+        data_dir, seed, on_bad_image = data_dir or recipe.data.data_dir, recipe.seed, recipe.data.on_bad_image
     folder = Path(data)
     other_folder = split is None and not same and data not in datasets.DATASETS and folder.is_dir()
-    if other_folder and not any(path.name.lower() in SPLIT_FOLDERS for path in folder.iterdir()):
+    if other_folder and not split_folders(folder):
         index = scan(folder, on_bad_image=on_bad_image)
         reporter.say(f"{data} has no train/, val/ or test/: all of its pictures are taken")
         return without(index, check(index)) if on_bad_image == "skip" else index
@@ -630,9 +641,30 @@ def _index(
     part = split or "test"
     if part == "all":
         return _join(list(splits.values()))
+    keys = _listed(run, part) if same else None
+    if keys is not None:
+        whole = _join(list(splits.values()))
+        places = {key: i for i, key in enumerate(whole.keys)}
+        gone = [key for key in keys if key not in places]
+        if gone:
+            raise DataError(
+                f"{len(gone)} pictures of this run's {part} part are no longer in {data}; the first: {gone[0]}"
+            )
+        return whole.subset([places[key] for key in keys])
     if part not in splits:
         raise UsageError(f"{data} has no part {part!r}; it has: {', '.join(splits)}")
     return splits[part]
+
+
+def _listed(run: Path, part: str) -> list[str] | None:
+    """The names of the pictures of a part, where the run wrote them down (`splits.json`)."""
+    from opsin.storage import read_json
+
+    for path in (run / "splits.json", run.resolve().parent / "splits.json"):
+        if path.is_file():
+            listed = read_json(path.read_bytes(), path)
+            return listed.get(part, {}).get("keys") if isinstance(listed, dict) else None
+    return None
 
 
 def _join(parts: Sequence[Index]) -> Index:
@@ -654,7 +686,13 @@ def _join(parts: Sequence[Index]) -> Index:
 
     keys = [key for part in parts for key in part.keys]
     source = Joined([(part, i) for part in parts for i in range(len(part))])
-    return Index(keys, np.concatenate([part.labels for part in parts]), parts[0].classes, source, parts[0].skipped)
+    return Index(
+        keys,
+        np.concatenate([part.labels for part in parts]),
+        parts[0].classes,
+        source,
+        sum((part.skipped for part in parts), ()),
+    )
 
 
 def _same_data(one: str, other: str) -> bool:
@@ -676,9 +714,10 @@ def _recipe_of(run: Path) -> Recipe | None:
 def _best(classifier: Classifier, prepared: Tensor, top: int) -> list[list[Prediction]]:
     """The `top` most probable classes of each picture of a batch."""
     from opsin import metrics
-    from opsin.classifier import Prediction
+    from opsin.classifier import Prediction, check_probabilities
 
     rows = classifier.probabilities(prepared).cpu()
+    check_probabilities(rows, len(prepared), len(classifier.classes), "predict")
     return [
         [Prediction(classifier.classes[label], label, row[label]) for label in labels]
         for row, labels in zip(rows.tolist(), metrics.ranking(rows, top).tolist(), strict=True)
@@ -689,13 +728,18 @@ def _pictures(argument: str) -> Iterator[tuple[str, Path | bytes]]:
     """(key, picture) of one argument of `predict`; `BadInput` when it names nothing."""
     import glob
 
-    from opsin.data.index import EXTENSIONS
+    from opsin.data.index import EXTENSIONS, MAX_FILE_BYTES
 
     path = Path(argument)
     if argument == STDIN:
-        yield argument, sys.stdin.buffer.read()
+        data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise BadInput(argument, f"more than {MAX_FILE_BYTES} bytes")
+        yield argument, data
     elif path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        found = sorted(
+            p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file() and not p.name.startswith(".")
+        )
         if not found:
             raise BadInput(path, f"no pictures in this folder; looked for {', '.join(sorted(EXTENSIONS))}")
         yield from ((str(p), p) for p in found)

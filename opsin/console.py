@@ -166,6 +166,12 @@ class Console(Reporter):
         )
 
     def _line(self, text: str, style: str = "") -> None:
+        try:
+            self._write(text, style)
+        except BrokenPipeError:  # nobody reads any more; the training goes on
+            self._quiet, self._live = True, False
+
+    def _write(self, text: str, style: str) -> None:
         if self._live:
             from rich.console import Console as Terminal
 

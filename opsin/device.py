@@ -44,6 +44,7 @@ def tune() -> None:
     and numbers too small for a normal float count as zero. `OPSIN_MALLOC=off` leaves the allocator alone.
     """
     torch.set_flush_denormal(True)
+    torch.backends.cudnn.deterministic = True  # a resumed run must meet the uninterrupted one's bits
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc" and os.environ.get("OPSIN_MALLOC") != "off":
         with contextlib.suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL(None).mallopt

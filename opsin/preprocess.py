@@ -6,6 +6,7 @@ Training, evaluation, prediction, features, export and serving all use it; there
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 from opsin.errors import UsageError
@@ -44,10 +45,16 @@ class Preprocess:
             raise UsageError(
                 f"preprocess.mean and .std: expected {self.channels} values each, received {self.mean} and {self.std}"
             )
-        if min(self.size) < 1 or min(self.std) <= 0 or not 0 < self.crop_fraction <= 1:
+        numbers = (*self.mean, *self.std, self.crop_fraction)
+        if (
+            min(self.size) < 1
+            or min(self.std) <= 0
+            or not 0 < self.crop_fraction <= 1
+            or not all(map(isfinite, numbers))
+        ):
             raise UsageError(
-                "preprocess: expected size >= 1, std > 0 and 0 < crop_fraction <= 1, "
-                f"received {self.size}, {self.std}, {self.crop_fraction}"
+                "preprocess: expected size >= 1, finite mean, std > 0 and 0 < crop_fraction <= 1, "
+                f"received {self.size}, {self.mean}, {self.std}, {self.crop_fraction}"
             )
         for name, known in (("crop", ("crop", "pad", "squash")), ("interpolation", ("bilinear", "bicubic", "nearest"))):
             if getattr(self, name) not in known:
@@ -88,20 +95,6 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> Preprocess:
-        """The value written by `to_dict`; `UsageError` names a key that is missing, unknown or of a wrong type."""
-        unknown = set(values) - set(Preprocess.__dataclass_fields__)
-        if unknown or "size" not in values:
-            raise UsageError(
-                f"preprocess: expected the keys {sorted(Preprocess.__dataclass_fields__)}, received {sorted(values)}"
-            )
-        tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        try:
-            return Preprocess(**tuples)
-        except TypeError as error:
-            raise UsageError(f"preprocess: {error}") from error
 
 
 def to_channels(image: Tensor, channels: int) -> Tensor:

@@ -56,7 +56,7 @@ class ModelSpec:
 class Augment:
     """What happens to training batches, in this order. Zero, None or "" switches a part off.
 
-    crop: random-resized-crop of this least area (0–1), else pad-and-crop by `shift` pixels with `padding`.
+    crop: random-resized-crop of this least area (0–1). shift: pad-and-crop by so many pixels, with `padding`.
     flip: left-right. "alternating" mirrors a picture every second epoch after a random first one.
     rotate, zoom: degrees and relative size, uniform in ±, about the centre. colour: brightness, contrast and saturation
     jitter, uniform in 1 ± colour. trivial: TrivialAugment (Müller and Hutter 2021). erase: probability of random
@@ -127,7 +127,7 @@ class AdamW:
 class Muon:
     """Orthogonalised momentum for the convolution filters (Jordan 2024), Nesterov SGD for everything else.
 
-    lr, momentum: of the filters. sgd_lr, sgd_momentum, weight_decay: of the rest.
+    lr, momentum: of the filters. sgd_lr, sgd_momentum: of the rest. weight_decay: L2 in the gradient, of all.
     """
 
     lr: float = 0.24
@@ -244,7 +244,7 @@ def _literal(text: str) -> Any:
 def _parse(text: str, kind: Any, key: str, current: Any) -> Any:
     """`text` as a value of the annotated type `kind`."""
     kinds: tuple[Any, ...] = typing.get_args(kind) or (kind,)
-    forms = [form for form in kinds if dataclasses.is_dataclass(form)]
+    forms: list[Any] = [form for form in kinds if dataclasses.is_dataclass(form)]
     if forms:
         chosen = {form.__name__.lower(): form for form in forms}.get(text.lower())
         if chosen is None:

@@ -14,8 +14,9 @@ import copy
 import hashlib
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,13 @@ from opsin.errors import DataError, Interrupted, NonFiniteLoss, StorageError, Us
 from opsin.evaluate import Report, evaluate
 from opsin.loss import Classify
 from opsin.models import smallnet, weights
-from opsin.preprocess import Preprocess
+from opsin.preprocess import Preprocess, resize, to_channels
 from opsin.recipe import ModelSpec, Recipe
 from opsin.recipes import derive
 from opsin.runfolder import Lock, Log, Signals, environment
 from opsin.train import EpochEnd, Precision, StepEnd, TrainState
 from opsin.train import train as training_loop
-from opsin.types import Model, Progress
+from opsin.types import Batch, Model, Progress
 
 # Networks whose first layer is set from the training pictures before training starts.
 DATA_INITIALIZED: dict[str, Callable[[Any, Tensor], None]] = {"smallnet": smallnet.whiten}
@@ -82,12 +83,12 @@ def train(
     batch_size: int | None = None,
     lr: float | None = None,
     seed: int | None = None,
-    data_dir: str = "",
+    data_dir: str | None = None,
     device: str | None = None,
     weights: str | None = None,
     out: str | Path | None = None,
     max_minutes: float | None = None,
-    on_bad_image: str = "error",
+    on_bad_image: str | None = None,
     settings: Sequence[str] = (),
     dry_run: bool = False,
     reporter: Reporter | None = None,
@@ -98,48 +99,64 @@ def train(
     other field of the recipe. out: the run folder; by default runs/MODEL-DATA-TIME. dry_run: derive and check only.
     """
     reporter = reporter or Reporter()
-    splits = _load(data, data_dir, seed or 0, on_bad_image, reporter)
-    words: list[str] = []
-    if isinstance(recipe, Recipe):
-        made = recipe
-    elif recipe is not None:
-        made = recipes.find(recipe)
-    elif model in recipes.RECIPES:
-        made = recipes.find(model)
-        words.append(f"the recipe {model}: {made.epochs} passes in batches of {made.data.batch_size}")
-    else:
-        made, words = derive.derive(facts(data, splits), model or derive.DEFAULT)
-    made = replace(made, data=replace(made.data, name=data, data_dir=data_dir))
-    given = {
+    # Folders are written down in full: a run is resumed and evaluated from anywhere.
+    data = data if data in datasets.DATASETS else os.path.abspath(data)
+    given: dict[str, Any] = {
+        "data.name": data,
+        "data.data_dir": os.path.abspath(data_dir) if data_dir else None,
+        "data.on_bad_image": on_bad_image,
+        "seed": seed,
         "model.name": model,
+        "model.weights": os.path.abspath(weights) if weights else None,
         "epochs": epochs,
         "data.batch_size": batch_size,
         "optimizer.lr": lr,
-        "seed": seed,
         "device": device,
-        "model.weights": weights,
         "stop.minutes": max_minutes,
-        "data.on_bad_image": on_bad_image,
     }
-    for key, value in given.items():
-        if value is not None:
-            made = recipe_values.override(made, key, str(value))
+    changes = [(key, str(value)) for key, value in given.items() if value is not None]
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator:
             raise UsageError(f"--set: expected key=value, received {setting!r}")
-        made = recipe_values.override(made, key.strip(), text.strip())
-    made, changes = fitting(made)
-    words += changes
+        changes.append((key.strip(), text.strip()))
+
+    words: list[str] = []
+    made: Recipe | None = None
+    if isinstance(recipe, Recipe):
+        made = recipe
+    elif recipe is not None:
+        made = recipes.find(recipe)
+    elif model in recipes.RECIPES and recipes.find(model).data.name == data:
+        made = recipes.find(model)
+        words.append(f"the recipe {model}: {made.epochs} passes in batches of {made.data.batch_size}")
+    elif model is not None:
+        models.entry(model)  # a misspelt name is said before anything is read
+    # What decides which pictures are read, and how they are split, is known before the recipe that they lead to.
+    reading = [(key, text) for key, text in changes if key.startswith("data.") or key == "seed"]
+    first = _changed(made or derive.small(), reading)
+    splits = _load(first, reporter)
+    if made is None:
+        made, words = derive.derive(facts(data, splits), model or derive.DEFAULT)
+    made, enlarged = fitting(_changed(made, changes))
+    words += enlarged
     for line in words:
         reporter.say(line)
     folder = (
         Path(out) if out else Path("runs") / f"{made.model.name}-{Path(data).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     )
     if dry_run:
-        _build(made, len(splits["train"].classes))
+        if (folder / "recipe.toml").exists():
+            raise UsageError(f"{folder} already holds a run; choose another --out")
+        _Training(made, folder, splits, words, reporter)
         return Run(folder, made, words)
     return fit(made, folder, splits=splits, words=words, reporter=reporter)
+
+
+def _changed(recipe: Recipe, changes: Sequence[tuple[str, str]]) -> Recipe:
+    for key, text in changes:
+        recipe = recipe_values.override(recipe, key, text)
+    return recipe
 
 
 def fit(
@@ -157,9 +174,7 @@ def fit(
             raise UsageError(
                 f"{folder} already holds a run; go on with: opsin resume {folder}, or choose another --out"
             )
-        splits = splits or _load(
-            recipe.data.name, recipe.data.data_dir, recipe.seed, recipe.data.on_bad_image, reporter
-        )
+        splits = splits or _load(recipe, reporter)
         return _Training(recipe, folder, splits, list(words), reporter).run()
 
 
@@ -176,7 +191,7 @@ def resume(folder: Path | str, *, reporter: Reporter | None = None) -> Run:
             reporter.say(f"{folder} is finished")
             values = storage.read_json((folder / "report.json").read_bytes(), folder / "report.json")
             return Run(folder, recipe, report=Report.from_dict(values, str(folder / "report.json")))
-        splits = _load(recipe.data.name, recipe.data.data_dir, recipe.seed, recipe.data.on_bad_image, reporter)
+        splits = _load(recipe, reporter)
         return _Training(recipe, folder, splits, [], reporter).run()
 
 
@@ -186,7 +201,8 @@ def import_weights(
     """Foreign weights as a classifier folder `out`; also returns what was done to them, in words."""
     spec = ModelSpec(name=model, options=options)
     net = models.build(model, len(classes), preprocess.channels, **options)
-    notes = weights.load_into(net, weights.load_foreign(Path(file)), model)
+    notes: list[str] = []
+    notes += weights.load_into(net, weights.load_foreign(Path(file), notes=notes), model)
     made = NetClassifier(net, preprocess, tuple(classes), spec)
     classifiers.save(made, out)
     return made, notes
@@ -197,27 +213,31 @@ def import_weights(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _load(name: str, data_dir: str, seed: int, on_bad_image: str, reporter: Reporter) -> Splits:
+def _load(recipe: Recipe, reporter: Reporter) -> Splits:
+    data = recipe.data
     return datasets.load(
-        name, data_dir=data_dir, seed=seed, on_bad_image=on_bad_image, progress=reporter.counter(f"loading {name}")
+        data.name,
+        data_dir=data.data_dir,
+        seed=recipe.seed,
+        on_bad_image=data.on_bad_image,
+        progress=reporter.counter(f"loading {data.name}"),
     )
 
 
 def facts(name: str, splits: Splits, sample: int = 200) -> derive.Facts:
     """What a recipe is derived from: sizes, channels and colours of up to `sample` training pictures, evenly spaced."""
     index = splits["train"]
-    pictures = [index.image(int(i)) for i in np.unique(np.linspace(0, len(index) - 1, sample).astype(int))]
-    channels = max(picture.shape[0] for picture in pictures)
-    height = int(np.median([picture.shape[1] for picture in pictures]))
-    width = int(np.median([picture.shape[2] for picture in pictures]))
+    shapes, tiles = [], []
+    for i in np.unique(np.linspace(0, len(index) - 1, sample).astype(int)):
+        picture = index.image(int(i))
+        shapes.append(picture.shape)
+        tiles.append(resize(picture, 32, 32))  # one picture in memory at a time, whatever its size
+    channels, height, width = max(s[0] for s in shapes), *(int(np.median([s[k] for s in shapes])) for k in (1, 2))
     if name in datasets.DATASETS:
         info = datasets.DATASETS[name]
         mean, std, mirror = info.mean, info.std, name in MIRRORED
     else:
-        small = Preprocess(
-            size=(32, 32), channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels, crop="squash"
-        )
-        values = torch.stack([small.prepare(picture) for picture in pictures]).double() / 255
+        values = torch.stack([to_channels(tile, channels) for tile in tiles]).double() / 255
         mean = tuple(round(v, 4) for v in values.mean((0, 2, 3)).tolist())
         std = tuple(round(max(v, 0.01), 4) for v in values.std((0, 2, 3)).tolist())
         # Small pictures are often characters, whose mirror image is another character or none.
@@ -260,6 +280,13 @@ def _fingerprint(splits: Splits) -> dict[str, str]:
     return prints
 
 
+def _thumbnail(image: Tensor, side: int = 112) -> Tensor:
+    """A picture no larger than the page shows it: a thousand photographs at full size would not fit into memory."""
+    scale = side / max(image.shape[1:])
+    h, w = (max(1, round(s * scale)) for s in image.shape[1:])
+    return image if scale >= 1 else resize(image, h, w)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The training itself
 # ---------------------------------------------------------------------------------------------------------------------
@@ -286,17 +313,20 @@ class _Training:
 
         torch.manual_seed(recipe.seed)
         self.model, self.spec = _build(recipe, len(self.classes))
-        if recipe.model.weights:
-            notes = weights.load_into(self.model, weights.load_foreign(Path(recipe.model.weights)), recipe.model.name)
-            for note in notes:
+        if recipe.model.weights and not checkpoint.steps(folder / "checkpoints"):
+            notes: list[str] = []
+            tensors = weights.load_foreign(Path(recipe.model.weights), notes=notes)
+            for note in notes + weights.load_into(self.model, tensors, recipe.model.name):
                 reporter.say(note)
         self.batches = self._loader()
         self.total_steps = recipe.epochs * math.ceil(len(self.batches) / recipe.accumulate)
         layout = torch.channels_last if device.channels_last(recipe, self.device) else torch.contiguous_format
         self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         if recipe.model.name in DATA_INITIALIZED and not recipe.model.weights:
-            first = next(iter(self.batches.epoch(0))).images
+            first = next(self._epoch(0, 0)).images
             DATA_INITIALIZED[recipe.model.name](self.model, recipe.preprocess.normalize(first))
+        if recipe.compile:
+            self.model.compile()
         self.state = TrainState(self.model, optim.build(self.model, recipe.optimizer))
         self.precision = Precision(recipe.precision, self.device.type)
         self.ema = optim.EMA(self.model, recipe.ema) if recipe.ema else None
@@ -310,6 +340,7 @@ class _Training:
             cropped=isinstance(self.batches, loader.DiskLoader),
         )
 
+        self.fingerprint = _fingerprint(self.splits)
         self.environment = environment(str(self.device), torch.get_num_threads())
         self.history: list[dict[str, Any]] = []
         self.sums = {"loss": 0.0, "wrong": 0, "seen": 0}
@@ -352,6 +383,14 @@ class _Training:
         images, labels = self.memory["train"]
         return loader.MemoryLoader(images, labels, batch_size=recipe.data.batch_size, seed=recipe.seed)
 
+    def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
+        """The batches of an epoch, on the network's device whichever loader they come from."""
+        for batch in self.batches.epoch(epoch, start):
+            yield batch._replace(
+                images=batch.images.to(self.device, non_blocking=True),
+                labels=batch.labels.to(self.device, non_blocking=True),
+            )
+
     def _prepare_for_training(self, image: Tensor, index: int, epoch: int) -> Tensor:
         if not self.recipe.augment.crop:
             return self.recipe.preprocess.prepare(image)
@@ -377,7 +416,9 @@ class _Training:
                 self._train()
                 result = self._finish()
             except NonFiniteLoss as error:
-                raise NonFiniteLoss(f"{error}. Its last good state is kept in {self.folder / 'checkpoints'}") from error
+                kept = checkpoint.steps(self.folder / "checkpoints")
+                where = f"its last good state is kept in {kept[-1]}" if kept else "nothing was saved before"
+                raise NonFiniteLoss(f"{error}; {where}") from error
             finally:
                 self.reporter.finish()
                 self.log.close()
@@ -390,7 +431,7 @@ class _Training:
 
     def _go_on(self, restored: checkpoint.Restored) -> None:
         notes = restored.notes
-        if notes["fingerprint"] != _fingerprint(self.splits):
+        if notes["fingerprint"] != self.fingerprint:
             raise DataError(
                 f"the pictures of {self.recipe.data.name} are not those that this run began with "
                 "(names, labels or their order differ); put them back, or start a new run"
@@ -412,7 +453,7 @@ class _Training:
         pace = (time.monotonic(), self.state.progress.samples)
         for event in training_loop(
             self.state,
-            self.batches.epoch,
+            self._epoch,
             Classify(self.augment, self.recipe.loss),
             total_steps=self.total_steps,
             until=self._over,
@@ -455,14 +496,17 @@ class _Training:
 
     def _over(self, progress: Progress) -> bool:
         stop = self.recipe.stop
-        if stop.minutes and time.monotonic() - self.clock >= 60 * stop.minutes:
+        # A pass whose last batch is done is measured before the time is up.
+        whole = progress.batch == len(self.batches)
+        if stop.minutes and time.monotonic() - self.clock >= 60 * stop.minutes and not whole:
             return True
         if stop.patience and progress.epoch - self.best["epoch"] >= stop.patience and not progress.batch:
             return True
         return progress.epoch >= self.recipe.epochs
 
     def _count(self, event: StepEnd, loss: float) -> None:
-        """Training loss and error of the running epoch, from the very batches that were learnt from."""
+        """Training loss and error of the running epoch, from batches that were learnt from (with `accumulate`, the last
+        of each step), as augmented; with mixup and cutmix an error is another answer than the first picture's class."""
         labels, n = event.batch.labels, len(event.batch.labels)
         self.sums["loss"] += loss * n
         self.sums["wrong"] += int((event.output.logits.detach().argmax(1) != labels).sum())
@@ -534,6 +578,11 @@ class _Training:
         )
 
     def _save(self) -> None:
+        if not all(bool(t.isfinite().all()) for t in self.model.state_dict().values() if t.is_floating_point()):
+            step = self.state.progress.step
+            raise NonFiniteLoss(
+                f"the weights became NaN or infinite in step {step}; a lower learning rate usually helps"
+            )
         self.log.sync()
         tensors: dict[str, Mapping[str, Tensor]] = {}
         if self.ema is not None:
@@ -552,7 +601,7 @@ class _Training:
                 "words": self.words,
                 "epoch_open": self.epoch_open,
                 "log_length": self.log.length,
-                "fingerprint": _fingerprint(self.splits),
+                "fingerprint": self.fingerprint,
             },
             tensors=tensors,
         )
@@ -560,12 +609,14 @@ class _Training:
 
     def _finish(self) -> Run:
         """The result: of the last pass, or with `patience` of the best one by validation."""
+        if self.saved[0] != self.state.progress.step:
+            self._save()
         tensors = self.best_tensors or None
         result = self.latest if self.watched == "test" and not tensors else None
         if result is None or self.state.progress.batch:  # stopped within a pass: what is kept is what is measured
             result = self._evaluate("test", self.reporter.counter("evaluating"), tensors)
-        if self.saved[0] != self.state.progress.step:
-            self._save()
+        skipped = tuple(str(bad) for index in self.splits.values() for bad in index.skipped)
+        result = replace(result, skipped=skipped)
         final = self._classifier(tensors or (self.ema.tensors if self.ema is not None else None))
         classifiers.save(final, self.folder / "classifier")
         self._curves()
@@ -578,7 +629,9 @@ class _Training:
             recipe_toml=recipe_values.to_toml(self.recipe),
             environment=self.environment,
             pictures=index.image,
-            samples={self.classes[k]: [train.image(i) for i in some] for k, some in enumerate(places[:100])},
+            samples={
+                self.classes[k]: [_thumbnail(train.image(i)) for i in some] for k, some in enumerate(places[:100])
+            },
             title=f"{self.recipe.model.name} on {Path(self.recipe.data.name).name}",
             facts={
                 "minutes": round((time.monotonic() - self.clock) / 60, 3),
@@ -587,7 +640,6 @@ class _Training:
                 "parameters": sum(p.numel() for p in self.model.parameters()),
                 "train_pictures": len(train),
                 "chosen_epoch": self.best["epoch"] if tensors else self.state.progress.epoch,
-                "skipped": [str(bad) for index in self.splits.values() for bad in index.skipped],
                 "words": self.words,
             },
         )
@@ -606,7 +658,7 @@ class _Training:
 
     def _show_inputs(self) -> None:
         """`inputs.png`: pictures of the first batch as the network sees them, augmentation included."""
-        batch = next(iter(self.batches.epoch(0)))
+        batch = next(self._epoch(0, 0))
         batch = batch._replace(
             images=batch.images[:32], labels=batch.labels[:32], indices=batch.indices[:32], keys=batch.keys[:32]
         )

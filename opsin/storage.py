@@ -1,7 +1,7 @@
 """The one durable way to disk: written beside, synced, listed in a manifest of hashes, moved into place, read back.
 
 A reader sees the old state or the new one, never half of either; a flipped bit or a missing byte is found on reading.
-Everything is safetensors and JSON; nothing is ever unpickled.
+Everything is safetensors and JSON.
 """
 
 from __future__ import annotations
@@ -65,8 +65,13 @@ def write_folder(folder: Path | str, files: Mapping[str, bytes]) -> None:
     An older folder of that name is moved aside to `folder.old` for the moment of the exchange; `read_folder` looks
     there when a crash fell into that moment.
     """
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))
     temporary, aside = _temporary(folder), _aside(folder)
+    for place in (folder, aside):
+        if os.path.lexists(place) and not _ours(place):
+            raise StorageError(
+                f"{place} is there and was not written by opsin; it is not replaced: choose another name"
+            )
     manifest = {
         name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in sorted(files.items())
     }
@@ -92,6 +97,11 @@ def write_folder(folder: Path | str, files: Mapping[str, bytes]) -> None:
             with contextlib.suppress(OSError):
                 os.rename(aside, folder)
         raise _fail("write", folder, error) from error
+
+
+def _ours(place: Path) -> bool:
+    """Whether nothing of a person's is lost with `place`: one of our folders, or an empty one."""
+    return (place / MANIFEST).is_file() or (place.is_dir() and not any(place.iterdir()))
 
 
 def _temporary(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What every test stands on: no network, no folder of the person's, two threads, the same random numbers each time."""
+"""What every test stands on: no network, no folder of the person's, one thread, the same random numbers each time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 
 # Read when torch starts its threads, here and in the processes that tests start. Torch itself is imported by the
 # tests that need it.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ.setdefault("MKL_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 
 
 @pytest.fixture(scope="session", autouse=True)

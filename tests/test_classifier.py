@@ -370,7 +370,7 @@ def put(*path: str, value: Any) -> Any:
         (put("classes", value=list("abcde")), r"expected torch.float32 \(5, .*received torch.float32 \(4,"),
         (put("preprocess", value=[]), "a table preprocess"),
         (put("preprocess", "size", value="large"), r"classifier\.json: "),
-        (put("preprocess", "magic", value=1), "preprocess: expected the keys"),
+        (put("preprocess", "magic", value=1), "preprocess.magic: no such field"),
         (put("preprocess", "std", value=[0, 1, 1]), "std > 0"),
     ],
 )

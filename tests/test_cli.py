@@ -237,7 +237,7 @@ def test_a_bad_picture_stops_the_training_or_is_counted(tmp_path, opsin_) -> Non
     assert stopped.code == 3 and "bad.png" in stopped.err.splitlines()[-1]
     skipped = opsin_("train", folder, *FAST, "--out", tmp_path / "b", "--on-bad-image", "skip")
     assert skipped.code == 0 and "bad.png" in skipped.err
-    said = json.loads((tmp_path / "b" / "report.json").read_text())["run"]["skipped"]
+    said = json.loads((tmp_path / "b" / "report.json").read_text())["skipped"]
     assert said and all("bad.png" in line for line in said)
 
 

@@ -16,12 +16,24 @@ import pytest
 import torch
 
 import opsin
+from opsin import cli, storage
 from opsin import run as runs
-from opsin import storage
 from opsin.data.index import ArraySource, Index
 from opsin.errors import DataError, Interrupted, NonFiniteLoss, StorageError, UsageError
 from opsin.preprocess import Preprocess
-from opsin.recipe import SGD, Augment, CrossEntropy, Data, ModelSpec, Muon, Recipe, Stop, from_toml
+from opsin.recipe import (
+    SGD,
+    AdamW,
+    Augment,
+    CrossEntropy,
+    Data,
+    ModelSpec,
+    Muon,
+    Recipe,
+    Stop,
+    from_toml,
+    to_toml,
+)
 from opsin.runfolder import Signals
 from opsin.schedule import Linear
 from tests.conftest import write_pictures
@@ -233,7 +245,7 @@ def test_a_bad_picture_stops_the_run_by_name_or_is_left_out_and_reported(tmp_pat
         runs.train(str(folder), out=tmp_path / "a", epochs=1)
     run = runs.train(str(folder), out=tmp_path / "b", epochs=1, on_bad_image="skip")
     report = json.loads((run.folder / "report.json").read_text())
-    assert len(report["run"]["skipped"]) == 1 and "007.png" in report["run"]["skipped"][0]
+    assert len(report["skipped"]) == 1 and "007.png" in report["skipped"][0]
     listed = json.loads((run.folder / "splits.json").read_text())
     assert sum(part["n"] for part in listed.values()) == 29
 
@@ -294,3 +306,75 @@ def test_a_signal_saves_and_ends_the_command_and_resume_finishes_it(tmp_path, nu
     (out / "recipe.toml").write_text(text)
     run = runs.resume(out)
     assert run.report is not None and (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize("how", ["set", "toml"])
+def test_a_seed_from_anywhere_splits_the_folder_as_resume_and_evaluate_do(tmp_path, pictures, monkeypatch, capsys, how):
+    """The recipe's seed decides the split, wherever it was said; nobody's test part holds a training picture."""
+    small = ["model.options.widths=[8, 8, 8]", "save_every=1"]
+    if how == "set":
+        options = {"settings": [*small, "seed=7"], "epochs": 2}
+    else:
+        made = runs.train(str(pictures), epochs=2, seed=7, settings=small, dry_run=True).recipe
+        (tmp_path / "mine.toml").write_text(to_toml(made))
+        options = {"recipe": str(tmp_path / "mine.toml")}
+    monkeypatch.setattr(runs, "Signals", type("CutHere", (Cut,), {"at": 1}))
+    with pytest.raises(Interrupted):
+        runs.train(str(pictures), out=tmp_path / "run", **options)
+    monkeypatch.setattr(runs, "Signals", Signals)
+    run = runs.resume(tmp_path / "run")
+    listed = json.loads((run.folder / "splits.json").read_text())
+    write_pictures(pictures, 18)  # three more a class: another split, if it were made again
+    assert cli.call(["evaluate", str(run.folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["confusion"] == [list(row) for row in run.report.confusion]
+    (pictures / listed["test"]["keys"][0]).unlink()
+    assert cli.call(["evaluate", str(run.folder)]) == 3
+    assert "are no longer in" in capsys.readouterr().err
+
+
+def test_a_run_is_resumed_from_another_folder(tmp_path, pictures, monkeypatch):
+    monkeypatch.chdir(pictures.parent)
+    monkeypatch.setattr(runs, "Signals", type("CutHere", (Cut,), {"at": 1}))
+    with pytest.raises(Interrupted):
+        runs.train(pictures.name, out=tmp_path / "run", epochs=2, settings=["model.options.widths=[8, 8, 8]"])
+    monkeypatch.setattr(runs, "Signals", Signals)
+    monkeypatch.chdir(tmp_path / "run")
+    assert runs.resume(".").report is not None
+
+
+def test_a_signal_in_the_last_evaluation_loses_nothing(tmp_path, monkeypatch):
+    recipe = replace(TINY, stop=Stop(minutes=1e-9), save_every=0)  # ends within the first pass
+    runs.fit(recipe, tmp_path / "whole", splits=splits())
+    monkeypatch.setattr(runs, "Signals", type("CutHere", (Cut,), {"at": 0}))
+    with pytest.raises(Interrupted):
+        runs.fit(recipe, tmp_path / "cut", splits=splits())
+    assert storage.read_folder(next((tmp_path / "cut" / "checkpoints").glob("step-*")))
+
+
+def test_a_recipe_of_cifar_is_not_taken_for_other_pictures(pictures):
+    made = runs.train(str(pictures), model="resnet20", dry_run=True).recipe
+    assert made.epochs < 100 and not made.augment.flip and made.data.batch_size < 128
+
+
+def test_every_part_of_a_recipe_trains_together(tmp_path):
+    """Accumulation, clipping, all augmentations, CutMix and Mixup, AdamW; cut and resumed to the same bits."""
+    augment = Augment(
+        crop=0.6, shift=1, flip="alternating", rotate=5, zoom=0.1, colour=0.2, trivial=True, erase=0.2, cutout=2
+    )
+    recipe = replace(
+        TINY,
+        augment=replace(augment, mixup=0.2, cutmix=0.5),
+        optimizer=AdamW(lr=0.01),
+        accumulate=3,
+        clip=1.0,
+        save_every=1,
+    )
+    runs.fit(recipe, tmp_path / "whole", splits=splits())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "Signals", type("CutHere", (Cut,), {"at": 2}))
+        with pytest.raises(Interrupted):
+            runs.fit(recipe, tmp_path / "cut", splits=splits())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "_load", lambda *_: splits())
+        runs.resume(tmp_path / "cut")
+    assert final(tmp_path / "cut") == final(tmp_path / "whole")

@@ -229,3 +229,15 @@ def test_when_all_are_damaged_nothing_starts_afresh(tmp_path):
 def test_epoch_ends_are_events_of_their_own():
     state = TrainState(model := network(), optim.build(model, SGD()))
     assert sum(isinstance(event, EpochEnd) for event in run(state, epochs=3)) == 3
+
+
+def test_damaged_checkpoints_of_later_steps_do_not_push_out_good_ones(tmp_path):
+    state = checkpoints(tmp_path, 4)
+    (tmp_path / "step-00000004" / "state.json").write_bytes(b"{}")
+    restored = checkpoint.restore(state, tmp_path, precision=Precision(), warn=lambda text: None)
+    assert restored.notes == {"step": 3}
+    (tmp_path / ".step-00000009.tmp-1").mkdir()
+    state.progress = Progress(step=3)
+    checkpoint.save(state, tmp_path, precision=Precision(), notes={"step": 33}, tensors={})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+    assert checkpoint.restore(state, tmp_path, precision=Precision(), warn=pytest.fail).notes == {"step": 33}

@@ -301,6 +301,11 @@ class _Capped(io.RawIOBase):
         return data
 
 
+def _plain(member: tarfile.TarInfo) -> bool:
+    """A regular file that is all in the archive: the holes of a sparse one would be unpacked without a limit."""
+    return member.isreg() and not member.issparse()
+
+
 def _from_archive(archive: Path, wanted: Sequence[str]) -> dict[str, bytes]:
     """The wanted members of a .tar.gz or .tar, by their last name, read as a stream."""
     name = printable(archive)
@@ -311,7 +316,7 @@ def _from_archive(archive: Path, wanted: Sequence[str]) -> dict[str, bytes]:
         with tarfile.open(fileobj=_Capped(stream, name), mode="r|", bufsize=1 << 20) as tar:
             for member in tar:
                 file = member.name.rpartition("/")[2]
-                content = tar.extractfile(member) if member.isreg() and file in wanted else None
+                content = tar.extractfile(member) if file in wanted and _plain(member) else None
                 if content is not None:
                     if file in files:
                         raise BadInput(name, f"holds {file} twice")

@@ -231,6 +231,14 @@ def _pictures(folder: str, bad: list[BadInput], ignored: list[str]) -> list[str]
     return sorted(pictures)
 
 
+def split_folders(folder: Path | str) -> dict[str, str]:
+    """Folder name → split, of a folder that has train/ and val/ or test/ of class folders; empty for any other."""
+    root = os.fspath(folder)
+    parts = {name: SPLIT_FOLDERS[name.lower()] for name in _listing(root)[0] if name.lower() in SPLIT_FOLDERS}
+    training = next((name for name, split in parts.items() if split == "train"), None)
+    return parts if training is not None and len(parts) > 1 and _listing(os.path.join(root, training))[0] else {}
+
+
 def scan_splits(folder: Path | str, *, seed: int = 0, on_bad_image: str = "error", workers: int = 2) -> Splits:
     """The splits of a folder: its train/, val/ and test/, or 80/10/10 of its class folders.
 
@@ -240,15 +248,13 @@ def scan_splits(folder: Path | str, *, seed: int = 0, on_bad_image: str = "error
     split, and those that cannot be are left out and listed in `skipped`.
     """
     root = os.fspath(folder)
-    names, _ = _listing(root)
-    parts = {name: SPLIT_FOLDERS[name.lower()] for name in names if name.lower() in SPLIT_FOLDERS}
-    training = next((name for name, split in parts.items() if split == "train"), None)
+    names, parts = _listing(root)[0], split_folders(root)
 
     def part(name: str) -> Index:
         index = scan(os.path.join(root, name), on_bad_image=on_bad_image, prefix=f"{name}/" if name else "")
         return without(index, check(index, workers)) if on_bad_image == "skip" else index
 
-    if training is None or len(parts) < 2 or not _listing(os.path.join(root, training))[0]:
+    if not parts:
         return split_stratified(part(""), {"train": 0.8, "val": 0.1, "test": 0.1}, seed)
     others = [name for name in names if name not in parts]
     if others:
@@ -259,6 +265,7 @@ def scan_splits(folder: Path | str, *, seed: int = 0, on_bad_image: str = "error
         )
     if len(set(parts.values())) < len(parts):
         raise DataError(f"{printable(root)}: expected one folder for each split, found {', '.join(parts)}")
+    training = next(name for name, split in parts.items() if split == "train")
     named = {split: part(name) for name, split in parts.items()}
     known = set(named["train"].classes)
     for name, split in parts.items():

@@ -91,7 +91,7 @@ def whiten(model: ConvNet, images: Tensor, eps: float = 5e-4) -> None:
     """
     convolution = model.stages["whiten"].get_submodule("0")
     assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
-    patches = functional.unfold(images.float(), 2).transpose(1, 2).flatten(0, 1).double()  # [N·(H-1)·(W-1), C·4]
+    patches = functional.unfold(images.float().cpu(), 2).transpose(1, 2).flatten(0, 1).double()  # [N·(H-1)·(W-1), C·4]
     values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
     # Largest direction first, and a fixed sign, so that the layer does not depend on the LAPACK that is there.
     vectors = vectors.flip(1)

@@ -150,6 +150,8 @@ def _unwrap(contents: Any, path: Path, notes: list[str]) -> dict[str, Tensor]:
             raise BadInput(path, f"expected named tensors, received {_kind(value)} under {str(key)[:80]!r}")
         if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
             raise BadInput(path, f"expected plain dense tensors, {key[:80]!r} is {value.layout} of {value.dtype}")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise BadInput(path, f"{key[:80]!r} claims {value.numel()} values that the file does not hold")
     return {key: value.detach() for key, value in contents.items()}
 
 

@@ -110,3 +110,21 @@ def test_tensors_of_any_layout_come_back(tmp_path):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
     with pytest.raises(StorageError, match="weights: not a safetensors file"):
         storage.from_safetensors(b"nonsense", "weights")
+
+
+def test_a_folder_of_somebody_elses_is_never_replaced(tmp_path):
+    for name in ("pictures", "pictures.old"):
+        mine = tmp_path / name
+        mine.mkdir()
+        (mine / "holiday.jpg").write_bytes(b"x")
+        with pytest.raises(StorageError, match="was not written by opsin"):
+            storage.write_folder(tmp_path / "pictures", FILES)
+        assert (mine / "holiday.jpg").read_bytes() == b"x"
+        (mine / "holiday.jpg").unlink()
+        mine.rmdir()
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(StorageError, match="was not written by opsin"):
+        storage.write_folder(tmp_path / "file", FILES)
+    (tmp_path / "empty").mkdir()
+    storage.write_folder(tmp_path / "empty", FILES)
+    assert storage.read_folder(tmp_path / "empty") == FILES

@@ -315,3 +315,10 @@ def test_key_maps_are_of_networks_that_exist() -> None:
     assert key_map("lenet") == {}
     assert KEY_MAPS["vgg16"][r"features\.28"] == "stages.stage5.4"
     assert KEY_MAPS["vgg16_bn"][r"features\.41"] == "stages.stage5.7"
+
+
+def test_a_tensor_that_claims_more_values_than_the_file_holds_is_refused(tmp_path):
+    path = tmp_path / "huge.pth"
+    torch.save({"head.weight": torch.zeros(1).expand(1 << 36, 64)}, path)
+    with pytest.raises(BadInput, match="claims 4398046511104 values that the file does not hold"):
+        load_foreign(path)
