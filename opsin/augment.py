@@ -344,7 +344,8 @@ def mix(
 ) -> tuple[Tensor, Tensor]:
     """Mixup (Zhang et al. 2017) or CutMix (Yun et al. 2019) of each picture with another one of the batch."""
     cut = cutmix > 0 and (mixup == 0 or generator.random() < 0.5)
-    keep = float(generator.beta(cutmix, cutmix) if cut else generator.beta(mixup, mixup))
+    part = float(generator.beta(cutmix, cutmix) if cut else generator.beta(mixup, mixup))
+    keep = max(part, 1 - part)  # both pictures of a pair are in the batch: this only says which of the two is meant
     partners = torch.from_numpy(generator.permutation(len(images))).to(images.device)
     if cut:
         height, width = images.shape[2:]

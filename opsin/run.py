@@ -506,7 +506,7 @@ class _Training:
 
     def _count(self, event: StepEnd, loss: float) -> None:
         """Training loss and error of the running epoch, from batches that were learnt from (with `accumulate`, the last
-        of each step), as augmented; with mixup and cutmix an error is another answer than the first picture's class."""
+        of each step), as augmented; of mixed pictures the larger part is meant."""
         labels, n = event.batch.labels, len(event.batch.labels)
         self.sums["loss"] += loss * n
         self.sums["wrong"] += int((event.output.logits.detach().argmax(1) != labels).sum())

@@ -61,8 +61,17 @@ def derive(facts: Facts, model: str = DEFAULT) -> tuple[Recipe, list[str]]:
     )
     if model == DEFAULT:
         if few:
-            recipe = replace(recipe, model=ModelSpec(name=model, options={"widths": [32, 64, 128]}))
-            words.append("the network is a half and a quarter as wide as for 10,000 pictures and more")
+            # Batch statistics of a few pictures are noisy, and so are the last steps: the average is what is kept.
+            recipe = replace(
+                recipe,
+                model=ModelSpec(name=model, options={"widths": [64, 128, 256]}),
+                augment=replace(augment, cutout=min(size) // 4, mixup=0.2),
+                ema=0.995,
+            )
+            words.append(
+                "fewer than 10,000 pictures: a narrower network, a moving average of its weights, and pictures that are "
+                "mixed in pairs and covered in part"
+            )
         recipe = replace(recipe, optimizer=_race(batch), schedule=Linear())
         if size == (32, 32) and facts.num_train >= 20_000:
             recipe = replace(recipe, augment=replace(augment, sizes=((0.0, 24), (0.4, 28), (0.7, 32))))
