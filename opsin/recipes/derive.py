@@ -69,8 +69,8 @@ def derive(facts: Facts, model: str = DEFAULT) -> tuple[Recipe, list[str]]:
                 ema=0.995,
             )
             words.append(
-                "fewer than 10,000 pictures: a narrower network, a moving average of its weights, and pictures that are "
-                "mixed in pairs and covered in part"
+                "fewer than 10,000 pictures: a narrower network, a moving average of its weights, and pictures "
+                "that are mixed in pairs and covered in part"
             )
         recipe = replace(recipe, optimizer=_race(batch), schedule=Linear())
         if size == (32, 32) and facts.num_train >= 20_000:

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import pytest
+
+from opsin import models
+from opsin.optim import build as build_optimizer
+from opsin.recipes import find
+from opsin.recipes.derive import Facts, derive
+
+GREY = {"channels": 1, "mean": (0.3,), "std": (0.3,)}
+COLOUR = {"channels": 3, "mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
+
+
+def facts(n, height, width, mirror, **colours):
+    return Facts("x", n, 10, height, width, mirror=mirror, **colours)
+
+
+def test_the_named_recipe_is_what_cifar10_derives():
+    recipe = find("small")
+    assert recipe.data.name == "cifar10" and recipe.preprocess.size == (32, 32)
+    assert recipe.augment.flip == "alternating" and recipe.augment.sizes[-1][1] == 32
+    assert recipe.data.validation == 0 and recipe.stop.patience == 0
+
+
+def test_characters_are_not_mirrored_and_tiny_pictures_keep_their_shape():
+    recipe, words = derive(facts(1437, 8, 12, False, **GREY))
+    assert recipe.preprocess.size == (16, 24) and not recipe.augment.flip
+    assert any("enlarged to 16×24" in line for line in words) and any("not mirrored" in line for line in words)
+
+
+def test_photographs_are_reduced_for_the_small_network_and_left_native_for_others():
+    assert derive(facts(300, 375, 500, True, **COLOUR))[0].preprocess.size == (64, 64)
+    assert derive(facts(300, 375, 500, True, **COLOUR), "resnet18")[0].preprocess.size == (224, 224)
+
+
+@pytest.mark.parametrize("n", [3, 40, 1_000, 50_000, 5_000_000])
+@pytest.mark.parametrize("model", ["smallnet", "lenet", "resnet20"])
+def test_every_derived_recipe_fits_its_network(n, model):
+    """Groups name parameters that exist; a pass has a batch; there are neither too few nor too many."""
+    recipe, words = derive(facts(n, 20, 20, True, **COLOUR), model)
+    assert 5 <= recipe.epochs <= 60 and recipe.data.batch_size >= 16 and len(words) >= 2
+    build_optimizer(models.build(model, 10, **recipe.model.options), recipe.optimizer)
