@@ -50,7 +50,7 @@ def derive(facts: Facts, model: str = DEFAULT) -> tuple[Recipe, list[str]]:
         batch = min(64 if few else 1000, max(16, facts.num_train // 20))
     else:
         batch = min(128, max(16, facts.num_train // 20))
-    epochs = max(5, min(60, round(4 + 50_000 / facts.num_train)))
+    epochs = max(5, min(60, round(4 + 38_000 / facts.num_train)))
     recipe = Recipe(
         data=Data(name=facts.name, batch_size=batch),
         model=ModelSpec(name=model),
