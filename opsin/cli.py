@@ -442,8 +442,7 @@ def import_weights(
         if not separator:
             raise UsageError(f"--set: expected option=value, received {setting!r}")
         options = recipe.override(options, key, text)
-    notes: list[str] = []
-    count, channels = weights.classes_and_channels(weights.load_foreign(file, notes=notes), model)
+    count, channels = weights.classes_and_channels(weights.load_foreign(file), model)
     mean, std = {
         "imagenet": (values.IMAGENET_MEAN, values.IMAGENET_STD),
         "cifar10": (values.CIFAR10_MEAN, values.CIFAR10_STD),
@@ -457,7 +456,7 @@ def import_weights(
     prepare = values.Preprocess(size=size, channels=channels, mean=mean, std=std, crop_fraction=fraction)
     reporter = Console(quiet=quiet)
     names = _class_names(classes, count, model, reporter)
-    notes += runs.import_weights(file, model, prepare, out, names, **options)[1]
+    _, notes = runs.import_weights(file, model, prepare, out, names, **options)
     for note in notes:
         reporter.say(note)
     if json_:
