@@ -22,6 +22,7 @@ from opsin import __version__, metrics, models, storage
 from opsin.data.decode import _pixels, _Refused, decode
 from opsin.data.index import Index, printable, read
 from opsin.data.loader import decode_size
+from opsin.data.sandbox import Decoders
 from opsin.errors import BadInput, OpsinError, StorageError, UsageError
 from opsin.preprocess import Preprocess
 from opsin.recipe import ModelSpec, check
@@ -244,17 +245,24 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    classifier: Classifier, images: Sequence[Picture] | Index, top: int = 5, batch_size: int = 64, workers: int = 2
+    classifier: Classifier,
+    images: Sequence[Picture] | Index,
+    top: int = 5,
+    batch_size: int = 64,
+    workers: int = 2,
+    decoders: Decoders | None = None,
 ) -> list[list[Prediction]]:
     """The `top` most probable classes of each picture, best first (the lower number first among equals).
 
     images: paths, encoded bytes, Pillow images, arrays uint8 [h, w] or [h, w, C], tensors uint8 [C, h, w], mixed at
-    will; or an `Index`. A picture that cannot be read is a `BadInput` that names it.
+    will; or an `Index`. A picture that cannot be read is a `BadInput` that names it. decoders: for pictures of
+    strangers; one that crashes its decoder, or lets it run away, is a `BadInput` too, then.
     """
     if top < 1:
         raise UsageError(f"top: expected at least 1, received {top}")
     answers = []
-    for places, prepared in prepared_batches(classifier, images, batch_size=batch_size, workers=workers):
+    batches = prepared_batches(classifier, images, batch_size=batch_size, workers=workers, decoders=decoders)
+    for places, prepared in batches:
         probabilities = classifier.probabilities(prepared).cpu()
         check_probabilities(
             probabilities, len(places), len(classifier.classes), f"pictures {places[0]} to {places[-1]}"
@@ -292,10 +300,12 @@ def prepared_batches(
     batch_size: int,
     workers: int,
     skipped: Callable[[int, BadInput], None] | None = None,
+    decoders: Decoders | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Read and prepare pictures in `workers` threads: (their places, [B, …]) in order, two batches ahead at most.
 
     skipped: is told of each picture that cannot be read, which is then left out; without it the `BadInput` is raised.
+    decoders: decode paths and bytes there instead of in this process: for pictures that nobody has looked at.
     """
     if isinstance(images, str | bytes | Path | Image.Image):
         raise UsageError(f"expected a list of pictures, received one {type(images).__name__}; put it into a list")
@@ -308,7 +318,7 @@ def prepared_batches(
     def get(i: int) -> Tensor:
         if isinstance(images, Index):
             return classifier.prepare(images.image(i, min_size))
-        return classifier.prepare(read_picture(images[i], f"picture {i}", min_size))
+        return classifier.prepare(read_picture(images[i], f"picture {i}", min_size, decoders))
 
     n, sent = len(images), 0
     waiting: deque[tuple[int, Any]] = deque()
@@ -335,15 +345,18 @@ def prepared_batches(
         pool.shutdown(cancel_futures=True)
 
 
-def read_picture(image: Picture, name: str, min_size: tuple[int, int] | None = None) -> Tensor:
+def read_picture(
+    image: Picture, name: str, min_size: tuple[int, int] | None = None, decoders: Decoders | None = None
+) -> Tensor:
     """A picture of any kind that `predict` takes, as uint8 [1 or 3, h, w].
 
-    name: for messages. min_size: (H, W) that is enough, see `opsin.data.decode.decode`.
+    name: for messages. min_size: (H, W) that is enough, see `opsin.data.decode.decode`. decoders: of paths and bytes.
     """
+    decoder = decoders.decode if decoders else decode
     if isinstance(image, str | Path):
-        return decode(read(image), printable(image), min_size=min_size)
+        return decoder(read(image), printable(image), min_size=min_size)
     if isinstance(image, bytes | bytearray | memoryview):
-        return decode(bytes(image), name, min_size=min_size)
+        return decoder(bytes(image), name, min_size=min_size)
     if isinstance(image, Image.Image):
         return from_pillow(image, name)
     if isinstance(image, np.ndarray):

@@ -292,6 +292,7 @@ def predict(
     """
     from opsin import classifier as classifiers
     from opsin import report as reports
+    from opsin.data.sandbox import Decoders
 
     if json_ and csv_:
         raise UsageError("--json and --csv: choose one")
@@ -320,20 +321,22 @@ def predict(
     answers: list[tuple[int, list[Prediction]]] = []  # place in `images`, what is in it; kept only where needed
     read = 0
     write = _PredictionWriter("csv" if csv_ else "text")
-    batches = classifiers.prepared_batches(
-        classifier,
-        images,
-        batch_size=batch_size,
-        workers=2,
-        skipped=lambda place, error: skip(keys[place], error.reason),
-    )
-    for places, prepared in batches:
-        read += len(places)
-        for place, named in zip(places, _best(classifier, prepared, top), strict=True):
-            if json_ or sheet is not None:
-                answers.append((place, named))
-            if not json_:
-                write(keys[place], named)
+    with Decoders(min(2, len(images))) as decoders:
+        batches = classifiers.prepared_batches(
+            classifier,
+            images,
+            batch_size=batch_size,
+            workers=2,
+            skipped=lambda place, error: skip(keys[place], error.reason),
+            decoders=decoders,
+        )
+        for places, prepared in batches:
+            read += len(places)
+            for place, named in zip(places, _best(classifier, prepared, top), strict=True):
+                if json_ or sheet is not None:
+                    answers.append((place, named))
+                if not json_:
+                    write(keys[place], named)
     if json_:
         rows = [{"key": keys[place], "predictions": [p._asdict() for p in named]} for place, named in answers]
         _print_json({"predictions": rows, "unreadable": bad})
@@ -582,6 +585,40 @@ def data_show(name: Annotated[str, Parameter(help="Name of a data set.")], /, *,
             print(f"          {url}")
 
 
+@data_app.command(name="check", usage="Usage: opsin data check DATA [OPTIONS]")
+def data_check(
+    data: Annotated[str, Parameter(help="Folder of pictures, or name of a data set.")],
+    /,
+    *,
+    data_dir: DataDir = "",
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> int:
+    """Read and decode every picture, and list those that are unreadable or damaged. Exit code 3 when there are any."""
+    from opsin.data import datasets
+
+    reporter = Console(quiet=quiet)
+    try:
+        health = datasets.check(data, data_dir=data_dir, progress=reporter.counter(f"checking {data}"))
+    finally:
+        reporter.finish()
+    if json_:
+        rows = [{"file": bad.path, "reason": bad.reason} for bad in health.bad]
+        formats = {name or "unknown": n for name, n in health.formats.items()}
+        counts = {"pictures": health.pictures, "formats": formats, "ignored": list(health.ignored)}
+        _print_json({"data": data, **counts, "bad": rows})
+    else:
+        if health.bad:
+            _print_table(("file", "reason"), [(bad.path, bad.reason) for bad in health.bad], fold=True)
+            print()
+        formats = ", ".join(f"{name or 'unknown'} {n:,}" for name, n in health.formats.items())
+        print(f"looked at   {health.pictures:,} pictures: {formats}")
+        print(f"unusable    {len(health.bad):,}" if health.bad else "unusable    none")
+        if health.ignored:
+            print(f"passed over {len(health.ignored):,} other files, the first: {printable(health.ignored[0])}")
+    return DataError.exit_code if health.bad else 0
+
+
 @_command(9, "doctor")
 def doctor(*, json_: Json = False) -> int:
     """Say what this machine has, and what is broken and how to mend it. Exit code 1 when something is broken."""
@@ -617,7 +654,7 @@ def _index(
 ) -> Index:
     """The pictures that `evaluate` and `features` mean, by the rules in the help of `--split`."""
     from opsin.data import datasets
-    from opsin.data.index import check, scan, split_folders, without
+    from opsin.data.index import checked, scan, split_folders
 
     recipe = _recipe_of(run)
     if recipe is None and data is None:
@@ -633,7 +670,7 @@ def _index(
     if other_folder and not split_folders(folder):
         index = scan(folder, on_bad_image=on_bad_image)
         reporter.say(f"{data} has no train/, val/ or test/: all of its pictures are taken")
-        return without(index, check(index)) if on_bad_image == "skip" else index
+        return checked(index, on_bad_image, progress=reporter.counter(f"checking {data}"))
     splits = datasets.load(
         data, data_dir=data_dir, seed=seed, on_bad_image=on_bad_image, progress=reporter.counter(f"reading {data}")
     )
@@ -679,6 +716,14 @@ def _join(parts: Sequence[Index]) -> Index:
         def image(self, i: int, min_size: tuple[int, int] | None = None) -> Tensor:
             part, place = self.places[i]
             return part.image(place, min_size)
+
+        def data(self, i: int) -> bytes:
+            part, place = self.places[i]
+            return part.source.data(place)
+
+        def name(self, i: int) -> str:
+            part, place = self.places[i]
+            return part.source.name(place)
 
         def subset(self, indices: np.ndarray) -> Joined:
             return Joined([self.places[i] for i in indices])
@@ -788,9 +833,12 @@ def _print_report(report: Mapping[str, Any]) -> None:
         print(f"left out    {len(report['skipped'])}, because they could not be read")
 
 
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> None:
-    """Fitted to a terminal, and plain aligned columns elsewhere."""
-    cells = [[printable(_text(cell) if not isinstance(cell, int) else str(cell)) for cell in row] for row in rows]
+def _print_table(
+    header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = (), fold: bool = False
+) -> None:
+    """Fitted to a terminal, and plain aligned columns elsewhere. fold: no cell is cut; it takes as many lines as it
+    needs."""
+    cells = [[_cell(_text(cell) if not isinstance(cell, int) else str(cell)) for cell in row] for row in rows]
     if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         from rich import box
         from rich.console import Console as Terminal
@@ -799,7 +847,12 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], right: Se
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for i, name in enumerate(header):
-            table.add_column(name, justify="right" if i in right else "left", no_wrap=i < len(header) - 1)
+            table.add_column(
+                name,
+                justify="right" if i in right else "left",
+                no_wrap=i < len(header) - 1 and not fold,
+                overflow="fold" if fold else "ellipsis",
+            )
         for row in cells:
             table.add_row(*map(Text, row))
         Terminal().print(table)
@@ -810,6 +863,11 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[Any]], right: Se
             cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         )
         print("  ".join(line).rstrip())
+
+
+def _cell(text: str) -> str:
+    """One line, whatever the name of a file holds."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 class _PredictionWriter:

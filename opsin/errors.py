@@ -4,6 +4,7 @@ OpsinError                exit code 1
 ├── UsageError            2   a wrong name, value or combination in a command or a recipe (also a ValueError)
 ├── DataError             3   the pictures, their labels or their folder
 │   └── BadInput              one file: unreadable, damaged, of a wrong format, over a limit
+│       └── DecoderStopped    its decoding crashed or took too long
 ├── GateNotMet            4   a quality asked for was not reached
 ├── NonFiniteLoss         5   the loss became NaN or infinite; the last good checkpoint is kept
 ├── StorageError          1   a file of ours is missing, damaged or cannot be written
@@ -42,6 +43,10 @@ class BadInput(DataError):
         super().__init__(f"{path}: {reason}")
         self.path = str(path)
         self.reason = reason
+
+
+class DecoderStopped(BadInput):
+    """One file whose decoding crashed the decoder or took too long. Another time it may do neither."""
 
 
 class GateNotMet(OpsinError):

@@ -13,12 +13,14 @@ import http.client
 import os
 import re
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from opsin.errors import DataError, StorageError, UsageError, near
+from opsin.data.checked import cache_home
+from opsin.errors import BadInput, DataError, StorageError, UsageError, near
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from opsin.data.index import Splits
 
 T = TypeVar("T")
-Progress = Callable[[int, int], None]  # (bytes so far, bytes in all)
+Progress = Callable[[int, int], None]  # (bytes, or pictures, so far; in all)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,8 +173,9 @@ def load(
 
     A name of `DATASETS` means that data set, in its published splits, found in `data_dir` (a folder, or the archive
     itself) or in the cache, where it is downloaded to when it is missing; `progress` hears of the bytes. Everything
-    else is a path, see `opsin.data.index.scan_splits`; a folder named like a data set is written "./digits". seed: of
-    the 80/10/10 split of a folder. on_bad_image: "error", or "skip" to leave out and list what cannot be read.
+    else is a path, see `opsin.data.index.scan_splits`; a folder named like a data set is written "./digits". Its
+    pictures are checked, each once as long as it does not change; `progress` hears of that. seed: of the 80/10/10 split
+    of a folder. on_bad_image: "error", or "skip" to leave out and list what cannot be read.
     """
     from opsin.data.index import scan_splits
 
@@ -180,7 +183,7 @@ def load(
     if name in DATASETS:
         return _named(name, Path(data_dir) if data_dir else None, progress)
     if os.path.isdir(name):
-        return scan_splits(name, seed=seed, on_bad_image=on_bad_image)
+        return scan_splits(name, seed=seed, on_bad_image=on_bad_image, progress=progress)
     if os.path.exists(name):
         raise UsageError(
             f"{name}: expected a folder of pictures or the name of a data set ({', '.join(DATASETS)}); for an archive "
@@ -189,12 +192,52 @@ def load(
     raise UsageError(f"{name!r} is no folder here and no data set; {near(name, DATASETS)}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """What a check of a data set found. pictures: looked at, the bad ones among them. formats: name → pictures, told by
+    their content, "" for an unknown one. bad: each with its reason. ignored: files that were not taken for pictures."""
+
+    pictures: int
+    formats: Mapping[str, int]
+    bad: tuple[BadInput, ...]
+    ignored: tuple[str, ...]
+
+
+def check(
+    name_or_path: str | os.PathLike[str], *, data_dir: str | os.PathLike[str] = "", progress: Progress | None = None
+) -> Health:
+    """Read and decode every picture of a data set; of a named one, compare what is read with its checksums instead.
+
+    The check that `load` makes of a folder, but it names everything that is bad. Raises `DataError` when there is no
+    data set to be checked, and for a named one whose files are damaged.
+    """
+    from opsin.data import index as indices
+    from opsin.data.sandbox import Decoders
+
+    name = os.fspath(name_or_path)
+    if name not in DATASETS and os.path.isdir(name):
+        parts = indices.scan_parts(name, on_bad_image="skip")
+    else:
+        parts = load(name, data_dir=data_dir, on_bad_image="skip", progress=progress)
+    bad: list[BadInput] = []
+    formats: Counter[str] = Counter()
+    with Decoders(indices.CHECKERS) as decoders:
+        for index in parts.values():
+            findings = indices.check(index, progress=progress, decoders=decoders)
+            bad += [*index.skipped, *findings.bad.values()]
+            formats += findings.formats
+            formats[""] += len(index.skipped)
+    return Health(
+        pictures=formats.total(),
+        formats=dict(sorted((+formats).items())),
+        bad=tuple(bad),
+        ignored=tuple(path for index in parts.values() for path in index.ignored),
+    )
+
+
 def cache_folder(name: str) -> Path:
     """Where a named data set is kept."""
-    home = os.environ.get("OPSIN_HOME")
-    if not home:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opsin"
-    return Path(home) / "data" / name
+    return cache_home() / "data" / name
 
 
 def _named(name: str, data_dir: Path | None, progress: Progress | None) -> Splits:

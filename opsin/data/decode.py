@@ -2,7 +2,7 @@
 
 The format is told by the content, never by the file's name, and only those of `FORMATS` are tried. Decoding is strict:
 a file that ends early, fails a checksum or contradicts itself is a `BadInput` with the reason, never a picture that is
-grey in its lower half.
+grey in its lower half. Nothing here needs torch before `upright`: decode workers (`sandbox.py`) do without it.
 
 How the many kinds of pixels become 8 bits of grey or colour:
   palette, 1 bit       their colours, or black and white
@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
-import torch
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_PIXELS = 50_000_000
+BAND = 1 << 20  # pixels that are converted at once: a large picture is in memory once as Pillow's and once as ours
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # First column and row, and steps, of the seven passes of an interlaced PNG.
 ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
@@ -62,6 +62,14 @@ FORMATS: Mapping[bytes, Callable[[BytesIO], Image.Image]] = {
     b"II*\x00": TiffImagePlugin.TiffImageFile,
     b"MM\x00*": TiffImagePlugin.TiffImageFile,
 } | {b"P%d" % i: PpmImagePlugin.PpmImageFile for i in range(1, 7)}
+
+NAMES = {
+    b"\xff\xd8": "JPEG",
+    PNG_SIGNATURE: "PNG",
+    **dict.fromkeys((b"GIF87a", b"GIF89a"), "GIF"),
+    b"BM": "BMP",
+    **dict.fromkeys((b"II*\x00", b"MM\x00*"), "TIFF"),
+}
 
 # EXIF orientation → (transpose, flip vertically, flip horizontally), done in this order (Exif 2.32, section 4.6.4).
 ORIENTATIONS = {
@@ -84,21 +92,41 @@ def decode(data: bytes, name: str, *, min_size: tuple[int, int] | None = None, m
     its size, as long as it still covers H and W. max_pixels: larger pictures are refused before they are decoded.
     Raises `BadInput` with `name` and the reason. Safe in any thread.
     """
+    return upright(*decode_pixels(data, name, min_size=min_size, max_pixels=max_pixels))
+
+
+def decode_pixels(
+    data: bytes, name: str, *, min_size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, int]:
+    """What `decode` decodes, as it is stored: uint8 [h, w, 1 or 3], and its EXIF orientation."""
     try:
         if data[:2] == b"\xff\xd8":
-            pixels, orientation = _jpeg(data, min_size, max_pixels)
-        else:
-            pixels, orientation = _other(data, max_pixels)
+            return _jpeg(data, min_size, max_pixels)
+        return _other(data, max_pixels)
     except _Refused as error:
         raise BadInput(name, str(error)) from None
     except Exception as error:  # whatever a decoder raises on damaged bytes: each has its own list, none documents it
         raise BadInput(name, f"cannot be decoded: {error or type(error).__name__}") from error
+
+
+def upright(pixels: np.ndarray, orientation: int) -> Tensor:
+    """uint8 [h, w, C] as stored to a contiguous uint8 tensor [C, h, w] turned and mirrored as its EXIF says."""
+    import torch
+
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     if orientation in ORIENTATIONS:
         transpose, vertical, horizontal = ORIENTATIONS[orientation]
         image = image.transpose(1, 2) if transpose else image
         image = image.flip([axis for axis, wanted in ((1, vertical), (2, horizontal)) if wanted])
     return image.contiguous()
+
+
+def format_of(data: bytes) -> str:
+    """The format that the first bytes say: "JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF", "PPM", or "" for any other."""
+    start = next((start for start in FORMATS if data.startswith(start)), b"")
+    if start == b"RIFF":
+        return "WebP" if data[8:12] == b"WEBP" else ""
+    return NAMES.get(start, "PPM" if start else "")
 
 
 class _Refused(Exception):
@@ -126,12 +154,33 @@ def _jpeg(data: bytes, min_size: tuple[int, int] | None, max_pixels: int) -> tup
         if space not in ("CMYK", "YCCK"):
             wanted = "GRAY" if space == "Gray" else "RGB"
             return simplejpeg.decode_jpeg(data, wanted, min_height=min_h, min_width=min_w), orientation
-        simplejpeg.decode_jpeg(data, "CMYK")  # to find damage, which Pillow passes over
+        simplejpeg.decode_jpeg(data, "CMYK", min_height=1, min_width=1)  # to find damage, which Pillow passes over
     except ValueError as error:
         # Damage ends here. Anything else (an odd header, a rare coding) may be a good picture to Pillow.
         if str(error).startswith(("Corrupt JPEG data", "Premature end")):
             raise _Refused(f"damaged JPEG: {error}") from error
+        _check_jpeg(data)
     return _pixels(_open(data, max_pixels)), orientation
+
+
+def _check_jpeg(data: bytes) -> None:
+    """That the scans of a JPEG which only Pillow can decode end in an end marker: Pillow fills up what is missing.
+
+    ITU T.81: B.1.1.2 (markers, fill bytes), B.1.1.4 (segments), B.1.1.5 (in entropy-coded data, FF stands before 00 or
+    a restart marker only), B.2.1 (the order: SOI, frame, scans, EOI).
+    """
+    at = 2
+    while True:
+        at = data.find(b"\xff", at)
+        while data[at : at + 2] == b"\xff\xff":
+            at += 1
+        marker = data[at + 1] if 0 <= at < len(data) - 1 else None
+        if marker is None:
+            raise _Refused("truncated JPEG: no end marker")
+        if marker == 0xD9:
+            return
+        # Alone stand the stuffed FF 00, TEM and the restart markers; all others head a segment of the length they say.
+        at += 2 if marker in (0x00, 0x01, *range(0xD0, 0xD8)) else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
 
 
 def _jpeg_orientation(data: bytes) -> int:
@@ -173,6 +222,8 @@ def _other(data: bytes, max_pixels: int) -> tuple[np.ndarray, int]:
     if data.startswith(PNG_SIGNATURE):
         _check_png(data, max_pixels)
     image = _open(data, max_pixels)
+    if data.startswith(b"GIF8"):
+        _check_gif(data)
     pixels = _pixels(image)  # first: PNG metadata may stand behind the pixels
     exif = image.info.get("exif", b"")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -242,34 +293,86 @@ def _check_png(data: bytes, max_pixels: int) -> None:
     for x, y, dx, dy in ADAM7 if interlaced else [(0, 0, 1, 1)]:
         columns, rows = -((x - width) // dx), -((y - height) // dy)
         expected += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
-    received = len(zlib.decompressobj().decompress(b"".join(packed), expected))
+    received, inflate = 0, zlib.decompressobj()
+    for waiting in packed:
+        while waiting and received < expected:
+            received += len(inflate.decompress(waiting, min(1 << 20, expected - received)))
+            waiting = inflate.unconsumed_tail
     if received < expected:
         raise _Refused(f"damaged PNG: {received:,} bytes of pixels; expected {expected:,}")
+
+
+def _check_gif(data: bytes) -> None:
+    """That the blocks of a GIF follow each other up to its trailer; Pillow looks no further than the first frame.
+
+    GIF89a, sections 18 (screen descriptor), 20 (image descriptor), 15 (sub-blocks), 27 (trailer).
+    """
+
+    def table(flags: int) -> int:  # bytes of a colour table
+        return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+    try:
+        at = 13 + table(data[10])
+        while data[at] != 0x3B:
+            if data[at] == 0x2C:
+                at += 11 + table(data[at + 9])  # with the code size of the pixels
+            elif data[at] == 0x21:
+                at += 2
+            else:
+                raise _Refused(f"damaged GIF: a block cannot begin with {data[at]:#04x}, as at byte {at}")
+            while data[at]:
+                at += 1 + data[at]
+            at += 1
+    except IndexError:
+        raise _Refused("truncated GIF: no trailer") from None
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
     """The decoded pixels, uint8 [h, w, 1 or 3]."""
     image.load()  # the first frame of an animation
     transparent = "transparency" in image.info
-    if image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or (transparent and image.mode in ("1", "L", "RGB", "P")):
-        return _on_white(image, grey=image.mode in ("1", "L", "LA", "La"))
-    if image.mode in ("1", "L"):
-        return np.array(image.convert("L"))[..., None]
-    if image.mode in ("P", "RGB", "RGBX", "CMYK", "YCbCr"):
-        return np.array(image.convert("RGB"))
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise _Refused(
-                f"32-bit integers from {values.min()} to {values.max()}; expected 0 to 65535: save it with 8 or 16 bits"
-            )
-        return ((values + 128) // 257).astype(np.uint8)[..., None]
-    kind = "floating-point numbers" if image.mode == "F" else f"mode {image.mode!r}"
-    raise _Refused(f"pixels are {kind}; expected 8- or 16-bit grey, colour or palette: convert it to one of these")
+    deep = image.mode == "I" or image.mode.startswith("I;16")
+    if deep:
+        low, high = image.getextrema()
+        if low < 0 or high > 65535:  # type: ignore[operator]  # of one channel, two numbers
+            raise _Refused(f"32-bit integers from {low} to {high}; expected 0 to 65535: save it with 8 or 16 bits")
+        convert, channels = _eight_bits, 1
+    elif image.mode in ("LA", "La", "RGBA", "RGBa", "PA") or (transparent and image.mode in ("1", "L", "RGB", "P")):
+        channels = 1 if image.mode in ("1", "L", "LA", "La") else 3
+        convert = _on_white
+    elif image.mode in ("1", "L"):
+        convert, channels = _grey, 1
+    elif image.mode in ("P", "RGB", "RGBX", "CMYK", "YCbCr"):
+        convert, channels = _colour, 3
+    else:
+        kind = "floating-point numbers" if image.mode == "F" else f"mode {image.mode!r}"
+        raise _Refused(f"pixels are {kind}; expected 8- or 16-bit grey, colour or palette: convert it to one of these")
+    width, height = image.size
+    pixels = np.empty((height, width, channels), np.uint8)
+    rows = max(1, BAND // width)
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height))) if rows < height else image
+        pixels[top : top + rows] = convert(band)[..., :channels]
+    return pixels
 
 
-def _on_white(image: Image.Image, grey: bool) -> np.ndarray:
-    """round(alpha · value + (1 - alpha) · 255), uint8 [h, w, 1 or 3]."""
-    rgba = np.array(image.convert("RGBA")).astype(np.int32)
-    values, alpha = rgba[..., : 1 if grey else 3], rgba[..., 3:]
-    return ((values * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+def _grey(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("L"))[..., None]
+
+
+def _colour(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGB"))
+
+
+def _eight_bits(image: Image.Image) -> np.ndarray:
+    return ((np.asarray(image).astype(np.int64)[..., None] + 128) // 257).astype(np.uint8)
+
+
+def _on_white(image: Image.Image) -> np.ndarray:
+    """round(alpha · value + (1 - alpha) · 255), uint8 [h, w, 3]."""
+    rgba = np.asarray(image.convert("RGBA"))
+    alpha = rgba[..., 3:].astype(np.uint16)
+    if alpha.min() == 255:
+        return rgba[..., :3]
+    sums = rgba[..., :3] * alpha + (255 * (255 - alpha) + 127)
+    return ((sums + 1 + (sums >> 8)) >> 8).astype(np.uint8)  # sums // 255, exact up to 65,152

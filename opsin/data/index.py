@@ -12,20 +12,25 @@ Links to files and folders are followed; a folder that contains itself is an err
 
 from __future__ import annotations
 
+import math
 import os
 import stat
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from opsin.data.decode import decode
+from opsin.data.checked import Checked, Found
+from opsin.data.decode import decode, format_of
 from opsin.data.rng import order
-from opsin.errors import BadInput, DataError, UsageError
+from opsin.data.sandbox import Decoders
+from opsin.errors import BadInput, DataError, DecoderStopped, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +47,7 @@ SPLIT_FOLDERS = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 MAX_FILE_BYTES = 1 << 29
+CHECKERS = max(2, min(8, os.cpu_count() or 2))  # decode workers that check a data set
 
 
 class Source(Protocol):
@@ -49,6 +55,14 @@ class Source(Protocol):
 
     def image(self, i: int, min_size: tuple[int, int] | None = None) -> Tensor:
         """Picture number i as uint8 [c, h, w], c 1 or 3; `BadInput` when it cannot be read."""
+        ...
+
+    def data(self, i: int) -> bytes:
+        """The file of picture number i as it is; `BadInput` when it cannot be read. Arrays have none."""
+        ...
+
+    def name(self, i: int) -> str:
+        """How messages name picture number i."""
         ...
 
     def subset(self, indices: np.ndarray) -> Source: ...
@@ -63,6 +77,12 @@ class ArraySource:
     def image(self, i: int, min_size: tuple[int, int] | None = None) -> Tensor:
         return torch.from_numpy(self.images[i].copy())
 
+    def data(self, i: int) -> bytes:
+        raise NotImplementedError("pictures in an array have no files")
+
+    def name(self, i: int) -> str:
+        return f"picture {i}"
+
     def subset(self, indices: np.ndarray) -> ArraySource:
         return ArraySource(self.images[indices])
 
@@ -74,8 +94,13 @@ class FileSource:
     paths: Sequence[str]
 
     def image(self, i: int, min_size: tuple[int, int] | None = None) -> Tensor:
-        path = self.paths[i]
-        return decode(read(path), printable(path), min_size=min_size)
+        return decode(self.data(i), self.name(i), min_size=min_size)
+
+    def data(self, i: int) -> bytes:
+        return read(self.paths[i])
+
+    def name(self, i: int) -> str:
+        return printable(self.paths[i])
 
     def subset(self, indices: np.ndarray) -> FileSource:
         return FileSource(pick(self.paths, indices))
@@ -239,23 +264,35 @@ def split_folders(folder: Path | str) -> dict[str, str]:
     return parts if training is not None and len(parts) > 1 and _listing(os.path.join(root, training))[0] else {}
 
 
-def scan_splits(folder: Path | str, *, seed: int = 0, on_bad_image: str = "error", workers: int = 2) -> Splits:
+def scan_parts(folder: Path | str, *, on_bad_image: str = "error") -> dict[str, Index]:
+    """The pictures of a folder, part by part: name of the folder → index; of class folders alone, "" → index."""
+    root = os.fspath(folder)
+    return {
+        name: scan(os.path.join(root, name), on_bad_image=on_bad_image, prefix=f"{name}/" if name else "")
+        for name in split_folders(root) or [""]
+    }
+
+
+def scan_splits(
+    folder: Path | str,
+    *,
+    seed: int = 0,
+    on_bad_image: str = "error",
+    workers: int = CHECKERS,
+    progress: Callable[[int, int], None] | None = None,
+) -> Splits:
     """The splits of a folder: its train/, val/ and test/, or 80/10/10 of its class folders.
 
     The names in `SPLIT_FOLDERS` are known, in capitals too. A folder counts as split when train/ and one of the others
     are there; then nothing else may be. With train/ and val/ but no test/, as ImageNet is laid out, val/ is what the
-    report is about: it is the "test" split. on_bad_image "skip": every picture is decoded once before anything is
-    split, and those that cannot be are left out and listed in `skipped`.
+    report is about: it is the "test" split. Every picture is checked before anything is split (`check`, of which
+    `progress` hears): on_bad_image "error" raises the first bad one, "skip" leaves them out, listed in `skipped`.
     """
     root = os.fspath(folder)
     names, parts = _listing(root)[0], split_folders(root)
-
-    def part(name: str) -> Index:
-        index = scan(os.path.join(root, name), on_bad_image=on_bad_image, prefix=f"{name}/" if name else "")
-        return without(index, check(index, workers)) if on_bad_image == "skip" else index
-
     if not parts:
-        return split_stratified(part(""), {"train": 0.8, "val": 0.1, "test": 0.1}, seed)
+        whole = checked(scan(root, on_bad_image=on_bad_image), on_bad_image, workers, progress)
+        return split_stratified(whole, {"train": 0.8, "val": 0.1, "test": 0.1}, seed)
     others = [name for name in names if name not in parts]
     if others:
         raise DataError(
@@ -266,7 +303,7 @@ def scan_splits(folder: Path | str, *, seed: int = 0, on_bad_image: str = "error
     if len(set(parts.values())) < len(parts):
         raise DataError(f"{printable(root)}: expected one folder for each split, found {', '.join(parts)}")
     training = next(name for name, split in parts.items() if split == "train")
-    named = {split: part(name) for name, split in parts.items()}
+    named = {parts[name]: index for name, index in scan_parts(root, on_bad_image=on_bad_image).items()}
     known = set(named["train"].classes)
     for name, split in parts.items():
         classes = set(named[split].classes)
@@ -277,6 +314,8 @@ def scan_splits(folder: Path | str, *, seed: int = 0, on_bad_image: str = "error
                 + (f"; {name}/ lacks {', '.join(missing)}" if missing else "")
                 + (f"; only {name}/ has {', '.join(extra)}" if extra else "")
             )
+    with Decoders(workers) as decoders:
+        named = {name: checked(index, on_bad_image, workers, progress, decoders) for name, index in named.items()}
     if "test" not in named:
         named["test"] = named.pop("val")
     return {name: named[name] for name in ("train", "val", "test") if name in named}
@@ -325,19 +364,101 @@ def first_of(bad: Sequence[BadInput], checked: int = 0) -> BadInput:
     return BadInput(bad[0].path, f"{bad[0].reason} ({others:,} more{total} cannot be used either)")
 
 
-def check(index: Index, workers: int = 2, progress: Callable[[int, int], None] | None = None) -> dict[int, BadInput]:
-    """Decode every picture once and return the errors by place in the index, in its order. JPEGs are decoded at an
-    eighth of their size, which reads all their bytes."""
-    bad: dict[int, BadInput] = {}
+class Findings(NamedTuple):
+    """Of a check: the errors by place in the index, and how many pictures have which format by their content."""
 
-    def try_one(i: int) -> None:
+    bad: dict[int, BadInput]
+    formats: Counter[str]
+
+
+def check(
+    index: Index,
+    workers: int = CHECKERS,
+    progress: Callable[[int, int], None] | None = None,
+    decoders: Decoders | None = None,
+) -> Findings:
+    """Read and decode every picture once, in decode workers, and say which cannot be used.
+
+    What was found out about a file is remembered (`opsin.data.checked`), unless it stopped its decoder: then it is
+    tried again the next time. Pictures that are arrays have nothing to be checked. decoders: whose workers to use, in
+    place of `workers` own ones.
+    """
+    source = index.source
+    if isinstance(source, ArraySource):
+        return Findings({}, Counter({"array": len(index)}))
+    memory = _Memory(source) if isinstance(source, FileSource) and len(index) else None
+    found: dict[int, tuple[str, BadInput | None]] = {}
+    if memory is not None:
+        found = {i: known for i in range(len(index)) if (known := memory.recall(i)) is not None}
+    todo = [i for i in range(len(index)) if i not in found]
+    if todo:
+        use = decoders or Decoders(workers)
+
+        def try_one(place: int) -> None:
+            i, kind, bad = todo[place], "", None
+            try:
+                data = source.data(i)
+                kind = format_of(data)
+                use.check(data, source.name(i))
+            except BadInput as error:
+                bad = error
+            found[i] = kind, bad
+            if memory is not None and not isinstance(bad, DecoderStopped):
+                memory.keep(i, kind, bad)
+
         try:
-            index.image(i, (1, 1))
-        except BadInput as error:
-            bad[i] = error
+            # A worker takes as long to start as a hundred pictures to be decoded.
+            in_threads(try_one, len(todo), min(workers, math.ceil(len(todo) / 100)), progress)
+        finally:
+            if use is not decoders:
+                use.close()
+            if memory is not None:
+                memory.known.save()
+    bad = {i: error for i, (_, error) in sorted(found.items()) if error is not None}
+    return Findings(bad, Counter(kind for kind, _ in found.values()))
 
-    in_threads(try_one, len(index), workers, progress)
-    return dict(sorted(bad.items()))
+
+class _Memory:
+    """What `Checked` knows of the files of a source, by their place."""
+
+    def __init__(self, source: FileSource) -> None:
+        self.source = source
+        self.folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in source.paths])
+        self.known = Checked(self.folder)
+        self.stamps: dict[int, tuple[int, int, int]] = {}  # size, time of change, time of looking
+
+    def _name(self, i: int) -> str:
+        return os.path.relpath(self.source.paths[i], self.folder)
+
+    def recall(self, i: int) -> tuple[str, BadInput | None] | None:
+        try:
+            status = os.stat(self.source.paths[i])
+        except OSError:  # found again, and said, when it is to be read
+            return None
+        self.stamps[i] = status.st_size, status.st_mtime_ns, time.time_ns()
+        found = self.known.get(self._name(i), status.st_size, status.st_mtime_ns)
+        if found is None:
+            return None
+        return found.format, BadInput(self.source.name(i), found.reason) if found.reason else None
+
+    def keep(self, i: int, kind: str, bad: BadInput | None) -> None:
+        if i in self.stamps:
+            size, changed, now = self.stamps[i]
+            self.known.put(self._name(i), Found(size, changed, kind, bad.reason if bad else ""), now)
+
+
+def checked(
+    index: Index,
+    on_bad_image: str = "error",
+    workers: int = CHECKERS,
+    progress: Callable[[int, int], None] | None = None,
+    decoders: Decoders | None = None,
+) -> Index:
+    """The index once all its pictures are known to be whole. Bad ones: "error" raises the first, "skip" leaves out."""
+    bad = check(index, workers, progress, decoders).bad
+    if bad and on_bad_image != "skip":
+        raise first_of(list(bad.values()), len(index))
+    return without(index, bad)
 
 
 def without(index: Index, bad: Mapping[int, BadInput]) -> Index:

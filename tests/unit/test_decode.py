@@ -151,7 +151,7 @@ def test_format_is_told_by_content() -> None:
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture of a known format"),
         (make.encode(COLOUR, "TGA"), "not a picture of a known format"),
         (b"RIFF\x10\0\0\0WAVEfmt " + bytes(40), "not a picture of a known format"),
-        (b"\xff\xd8\xff", "cannot be decoded"),
+        (b"\xff\xd8\xff", "truncated JPEG: no end marker"),
     ],
 )
 def test_what_is_no_picture(data: bytes, reason: str) -> None:

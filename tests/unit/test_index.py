@@ -251,14 +251,15 @@ def test_skip_leaves_bad_pictures_out_before_the_split(tmp_path: Path) -> None:
     (tmp_path / "a/1.png").write_bytes(PNG[:-20])
     (tmp_path / "b/0.png").write_bytes(b"GIF89a")
     (tmp_path / "b/9.jpg").write_bytes(make.encode(make.gradient(64, 64), "JPEG")[:-9])
-    assert {name: len(part) for name, part in scan_splits(tmp_path).items()} == {"train": 7, "val": 2, "test": 2}
+    with pytest.raises(BadInput, match=r"a/1\.png: truncated PNG: .* \(2 more of 11 pictures cannot be used either\)"):
+        scan_splits(tmp_path)
     splits = scan_splits(tmp_path, on_bad_image="skip")
     assert {name: len(part) for name, part in splits.items()} == {"train": 4, "val": 2, "test": 2}
     skipped = [os.path.relpath(error.path, tmp_path) for part in splits.values() for error in part.skipped]
     assert skipped == ["a/1.png", "b/0.png", "b/9.jpg"]  # each once, over all parts
     for part in splits.values():
         assert not {"a/1.png", "b/0.png", "b/9.jpg"} & set(part.keys)
-        assert check(part) == {}
+        assert check(part) == ({}, {"PNG": len(part)})
 
 
 def test_class_that_loses_all_its_pictures_is_named(tmp_path: Path) -> None:
@@ -275,8 +276,8 @@ def test_check_finds_all_in_order(tmp_path: Path, workers: int) -> None:
     for i in (3, 17, 39):
         (tmp_path / f"a/{i:02d}.png").write_bytes(PNG[:40])
     seen: list[tuple[int, int]] = []
-    bad = check(scan(tmp_path), workers, lambda done, total: seen.append((done, total)))
-    assert list(bad) == [3, 17, 39] and bad[17].path.endswith("17.png")
+    bad, formats = check(scan(tmp_path), workers, lambda done, total: seen.append((done, total)))
+    assert list(bad) == [3, 17, 39] and bad[17].path.endswith("17.png") and formats == {"PNG": 40}
     assert seen == sorted(seen) and seen[-1] == (40, 40)
 
 
