@@ -615,7 +615,9 @@ def data_check(
         print(f"looked at   {health.pictures:,} pictures: {formats}")
         print(f"unusable    {len(health.bad):,}" if health.bad else "unusable    none")
         if health.ignored:
-            print(f"passed over {len(health.ignored):,} other files, the first: {printable(health.ignored[0])}")
+            print(
+                f"passed over {len(health.ignored):,} (no picture by the name; the first: {_cell(health.ignored[0])})"
+            )
     return DataError.exit_code if health.bad else 0
 
 
@@ -837,7 +839,7 @@ def _print_table(
     header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = (), fold: bool = False
 ) -> None:
     """Fitted to a terminal, and plain aligned columns elsewhere. fold: no cell is cut; it takes as many lines as it
-    needs."""
+    needs, or makes its line longer."""
     cells = [[_cell(_text(cell) if not isinstance(cell, int) else str(cell)) for cell in row] for row in rows]
     if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         from rich import box
@@ -858,6 +860,7 @@ def _print_table(
         Terminal().print(table)
         return
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+    widths = [min(width, 60) for width in widths] if fold else widths  # one name of 255 letters moves its own line only
     for row in [list(header), *cells]:
         line = (
             cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))

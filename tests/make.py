@@ -267,3 +267,18 @@ def pictures_of_all_modes(folder: Path, classes: Iterable[str] = ("dark", "light
         for file, (mode, kind) in MODES.items():
             (folder / name / file).write_bytes(encode(of_mode(mode, image), kind))
     return folder
+
+
+def slow_jpeg(scans: int = 1000, side: int = 7000) -> bytes:
+    """A whole JPEG of 200 kB that takes minutes to decode: a progressive one with so many scans of nothing."""
+    data = encode(Image.new("L", (side, side), 128), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * scans + b"\xff\xd9"
+
+
+def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Smooth areas and some noise, uint8 [height, width, 3]: it fills the codes of a decoder as a photograph does."""
+    generator = np.random.default_rng(seed)
+    small = generator.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    return (smooth + generator.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)

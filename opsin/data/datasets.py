@@ -230,7 +230,7 @@ def check(
     return Health(
         pictures=formats.total(),
         formats=dict(sorted((+formats).items())),
-        bad=tuple(bad),
+        bad=tuple(sorted(bad, key=lambda error: error.path)),
         ignored=tuple(path for index in parts.values() for path in index.ignored),
     )
 

@@ -105,6 +105,8 @@ def decode_pixels(
         return _other(data, max_pixels)
     except _Refused as error:
         raise BadInput(name, str(error)) from None
+    except struct.error as error:  # Pillow's and ours, when a header is not all there
+        raise BadInput(name, "truncated: it ends within a header") from error
     except Exception as error:  # whatever a decoder raises on damaged bytes: each has its own list, none documents it
         raise BadInput(name, f"cannot be decoded: {error or type(error).__name__}") from error
 
