@@ -9,6 +9,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -292,3 +293,104 @@ def test_random_bytes_give_bad_input(data: bytes, start: bytes) -> None:
         decode(start + data, "x", max_pixels=10**6)
     except BadInput as error:
         assert error.reason
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kinds that Pillow does not write
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_ycck_jpeg_as_pillow_converts_it() -> None:
+    inks = np.asarray(Image.fromarray(COLOUR).convert("CMYK"))
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(255 - inks), 95, "CMYK", "444")
+    assert simplejpeg.decode_jpeg_header(data)[2] == "YCCK"
+    expected = np.asarray(Image.open(BytesIO(data)).convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(pixels(data), expected)
+    assert difference(pixels(data), np.asarray(Image.fromarray(inks, "CMYK").convert("RGB")).transpose(2, 0, 1)) < 16
+    with pytest.raises(BadInput, match="damaged JPEG"):
+        decode(data[: len(data) // 2], "x")
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, interlaced: int = 0) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([depth, colour, 0, 0, interlaced])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_png_of_16_bits_in_grey_colour_and_with_alpha() -> None:
+    def row(*values: int) -> bytes:
+        return b"\0" + b"".join(value.to_bytes(2, "big") for value in values)
+
+    assert pixels(png(2, 1, 16, 0, row(128, 65535))).tolist() == [[[0, 255]]]
+    assert pixels(png(2, 1, 16, 2, row(0, 32768, 65535, 257, 514, 771))).tolist() == [[[0, 1]], [[128, 2]], [[255, 3]]]
+    rgba = row(0x6400, 0x6500, 0x6600, 65535, 0, 0, 0, 0)
+    assert pixels(png(2, 1, 16, 6, rgba)).tolist() == [[[100, 255]], [[101, 255]], [[102, 255]]]
+    grey = pixels(png(2, 1, 16, 4, row(0x6400, 65535, 0, 0)))
+    assert grey[0].tolist() == [[100, 255]], "grey, laid on white"
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_png_of_few_bits(depth: int) -> None:
+    levels = 2**depth
+    packed = sum(value << 8 - depth * (i + 1) for i, value in enumerate((levels - 1, 0)))
+    assert pixels(png(2, 1, depth, 0, bytes([0, packed]))).tolist() == [[[255, 0]]]
+
+
+def test_interlaced_png() -> None:
+    values = make.noise(8, 8)
+    rows = b""
+    for x, y, dx, dy in (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ):
+        rows += b"".join(b"\0" + row.tobytes() for row in values[y::dy, x::dx])
+    assert np.array_equal(pixels(png(8, 8, 8, 0, rows, 1))[0], values)
+
+
+def test_netpbm_in_text_and_in_bytes() -> None:
+    assert pixels(b"P1\n# a comment\n2 1\n0 1\n").tolist() == [[[255, 0]]]
+    assert pixels(b"P2\n2 1\n15\n0 15\n").tolist() == [[[0, 255]]]
+    assert pixels(b"P3\n1 1\n255\n1 2 3\n").tolist() == [[[1]], [[2]], [[3]]]
+    assert pixels(b"P4\n2 1\n\x40").tolist() == [[[255, 0]]]
+    assert pixels(b"P5\n2 1\n65535\n\0\x80\xff\xff").tolist() == [[[0, 255]]]
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("1", "BMP"), ("L", "BMP"), ("P", "BMP"), ("1", "TIFF"), ("1", "PPM")])
+def test_few_bits_in_other_formats(mode: str, kind: str) -> None:
+    picture = Image.fromarray(COLOUR).convert(mode)
+    expected = np.asarray(picture.convert("L" if mode == "1" else "RGB")).reshape(48, 64, -1).transpose(2, 0, 1)
+    image = pixels(make.encode(picture, kind))
+    assert difference(image, expected[: image.shape[0]]) == 0
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGBA", "P", "I;16", "LAB", "YCbCr"])
+def test_tiff_of_several_pages_and_kinds(mode: str) -> None:
+    first = make.of_mode(mode, COLOUR) if mode != "LAB" else Image.new("LAB", (4, 4))
+    data = make.encode(first, "TIFF", save_all=True, append_images=[Image.new("L", (9, 9))])
+    if mode == "LAB":
+        with pytest.raises(BadInput, match="pixels are mode 'LAB'; expected 8- or 16-bit grey, colour or palette"):
+            decode(data, "x")
+        return
+    expected = np.asarray(first.convert("RGB")).transpose(2, 0, 1) if mode != "I;16" else GREY[None]
+    assert difference(pixels(data), expected) <= 1
+
+
+def test_large_pictures_are_converted_in_bands() -> None:
+    """Of every mode, as if it were small: no seam where a band ends."""
+    image = make.photograph(1100, 1300)  # more than one band, and the last one short
+    for mode, kind in (("RGBA", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("L", "TIFF"), ("CMYK", "TIFF"), ("I;16", "PNG")):
+        picture = make.of_mode(mode, image)
+        if mode in ("RGBA", "LA"):
+            picture.putalpha(Image.fromarray(make.noise(1100, 1300)))
+        data = make.encode(picture, kind, **({"compress_level": 1} if kind == "PNG" else {}))
+        whole = pixels(data)
+        for top in (0, 800, 1099):
+            part = pixels(make.encode(picture.crop((0, top, 1300, top + 1)), kind))
+            assert np.array_equal(whole[:, top : top + 1], part), (mode, top)
