@@ -114,7 +114,10 @@ def modules_after(code: str) -> set[str]:
     return set(done.stdout.rsplit("MODULES", 1)[1].split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["models"], ["data", "list"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "--help"], ["models"], ["data", "list"], ["data", "check", "--help"], ["--version"]],
+)
 def test_help_needs_no_torch(arguments: list[str]) -> None:
     loaded = modules_after(f"from opsin.cli import call\nassert call({arguments!r}) == 0")
     assert "opsin.cli" in loaded
@@ -124,6 +127,10 @@ def test_help_needs_no_torch(arguments: list[str]) -> None:
 def test_recipes_need_no_torch() -> None:
     code = "from opsin import recipe, recipes\nfor name in recipes.RECIPES: recipe.to_toml(recipes.find(name))"
     assert not modules_after(code) & {"torch", "numpy", "PIL"}
+
+
+def test_decode_workers_need_no_torch() -> None:
+    assert "simplejpeg" in (loaded := modules_after("import opsin.data.sandbox")) and "torch" not in loaded
 
 
 def test_the_package_alone_is_instant_and_train_is_always_the_function() -> None:
