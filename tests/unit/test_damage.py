@@ -30,7 +30,7 @@ def pictures(seed: int) -> dict[str, np.ndarray]:
     photograph = make.photograph(57, 75, seed)
     return {
         "photograph": photograph,
-        "flat": np.full_like(photograph, 40 * seed + 10),
+        "flat": np.full_like(photograph, 40 * seed % 256),
         "gradient": make.gradient(57, 75),
         "half black": np.concatenate([photograph[:29], np.zeros_like(photograph[29:])]),
     }

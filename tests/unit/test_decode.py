@@ -385,12 +385,11 @@ def test_tiff_of_several_pages_and_kinds(mode: str) -> None:
 def test_large_pictures_are_converted_in_bands() -> None:
     """Of every mode, as if it were small: no seam where a band ends."""
     image = make.photograph(1100, 1300)  # more than one band, and the last one short
-    for mode, kind in (("RGBA", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("L", "TIFF"), ("CMYK", "TIFF"), ("I;16", "PNG")):
+    for mode, kind in (("RGBA", "TIFF"), ("P", "TIFF"), ("CMYK", "TIFF"), ("I;16", "TIFF")):
         picture = make.of_mode(mode, image)
-        if mode in ("RGBA", "LA"):
+        if mode == "RGBA":
             picture.putalpha(Image.fromarray(make.noise(1100, 1300)))
-        data = make.encode(picture, kind, **({"compress_level": 1} if kind == "PNG" else {}))
-        whole = pixels(data)
+        whole = pixels(make.encode(picture, kind))
         for top in (0, 800, 1099):
             part = pixels(make.encode(picture.crop((0, top, 1300, top + 1)), kind))
             assert np.array_equal(whole[:, top : top + 1], part), (mode, top)
