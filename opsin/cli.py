@@ -83,7 +83,7 @@ OnBadImage = Annotated[
 ]
 Split = Annotated[
     Literal["train", "val", "test", "all"] | None,
-    Parameter(help="Part of the data. Default: test; all for a folder that has no parts and was not trained on."),
+    Parameter(help="Part of the data. Default: test; all for what has no parts and was not trained on."),
 ]
 Json = Annotated[bool, Parameter(name="--json", show_default=False, help="One JSON object on stdout.")]
 Quiet = Annotated[bool, Parameter(show_default=False, help="Nothing on stderr but warnings and errors.")]
@@ -97,7 +97,8 @@ Quiet = Annotated[bool, Parameter(show_default=False, help="Nothing on stderr bu
 @_command(1, "train [DATA]")
 def train(
     data: Annotated[
-        str, Parameter(help="Name of a data set (opsin data list), or a folder of class folders.")
+        str,
+        Parameter(help="Name of a data set (opsin data list), a folder of class folders, a CSV/TSV/list, or a tar."),
     ] = "digits",
     /,
     *,
@@ -228,7 +229,10 @@ def _show_run(run: Run, as_json: bool) -> None:
 def evaluate(
     run: RunFolder,
     data: Annotated[
-        str | None, Parameter(help="Data set or folder with the same classes. Default: what the run was trained on.")
+        str | None,
+        Parameter(
+            help="Data set, folder, CSV/TSV/list or tar with the same classes. Default: what the run was trained on."
+        ),
     ] = None,
     /,
     *,
@@ -352,7 +356,7 @@ def predict(
 @_command(5, "features RUN DATA --at STAGE -o FILE.npz")
 def features(
     run: RunFolder,
-    data: Annotated[str, Parameter(help="Data set, or folder of class folders.")],
+    data: Annotated[str, Parameter(help="Data set, folder of class folders, CSV/TSV/list, or tar.")],
     /,
     *,
     at: Annotated[str, Parameter(help="Stage of the network (opsin models NAME lists them).")],
@@ -559,13 +563,23 @@ def data_list(*, json_: Json = False) -> None:
     _print_table(("name", "size", "classes", "pictures", "title"), rows, right=(2,))
 
 
-@data_app.command(name="show", usage="Usage: opsin data show NAME [OPTIONS]")
-def data_show(name: Annotated[str, Parameter(help="Name of a data set.")], /, *, json_: Json = False) -> None:
-    """Show one data set: its pictures, where they come from, and where they are looked for."""
+@data_app.command(name="show", usage="Usage: opsin data show DATA [OPTIONS]")
+def data_show(
+    name: Annotated[
+        str, Parameter(help="Name of a data set, a folder of class folders, a CSV/TSV/list, or a tar of class folders.")
+    ],
+    /,
+    *,
+    json_: Json = False,
+) -> None:
+    """Show one data set: its pictures and classes; of a named one, where it comes from and is looked for."""
     from opsin.data.datasets import DATASETS, cache_folder
 
+    if name not in DATASETS and os.path.exists(name):
+        _show_own_data(name, json_)
+        return
     if name not in DATASETS:
-        raise UsageError(f"no data set {name!r}; {near(name, DATASETS)}")
+        raise UsageError(f"no data set {name!r}, and no such folder or file; {near(name, DATASETS)}")
     info, cache = DATASETS[name], cache_folder(name)
     if json_:
         _print_json({"name": name, **_plain(info), "cache": str(cache)})
@@ -580,6 +594,30 @@ def data_show(name: Annotated[str, Parameter(help="Name of a data set.")], /, *,
         print(f"file      {file.name}, {file.size:,} bytes, MD5 {file.md5}")
         for url in file.urls:
             print(f"          {url}")
+
+
+def _show_own_data(name: str, as_json: bool) -> None:
+    """How many pictures of each class each part has; no picture is opened."""
+    import numpy as np
+
+    from opsin.data.datasets import read_parts
+
+    parts = read_parts(name)
+    classes = next(iter(parts.values())).classes
+    counts = {part: np.bincount(index.labels, minlength=len(classes)).tolist() for part, index in parts.items()}
+    ignored = [file for index in parts.values() for file in index.ignored]
+    if as_json:
+        splits = {part: len(index) for part, index in parts.items()}
+        of_class = {part: dict(zip(classes, numbers, strict=True)) for part, numbers in counts.items()}
+        _print_json(
+            {"name": name, "splits": splits, "classes": list(classes), "pictures": of_class, "ignored": ignored}
+        )
+        return
+    rows = [(shown, *(numbers[k] for numbers in counts.values())) for k, shown in enumerate(classes)]
+    rows.append((f"{len(classes)} classes", *map(len, parts.values())))
+    _print_table(("class", *parts), rows, right=range(1, len(parts) + 1))
+    if ignored:
+        print(f"not used: {len(ignored)} other files, the first: {printable(ignored[0])}")
 
 
 @_command(9, "doctor")
@@ -617,7 +655,7 @@ def _index(
 ) -> Index:
     """The pictures that `evaluate` and `features` mean, by the rules in the help of `--split`."""
     from opsin.data import datasets
-    from opsin.data.index import check, scan, split_folders, without
+    from opsin.data.index import WHOLE, in_splits
 
     recipe = _recipe_of(run)
     if recipe is None and data is None:
@@ -628,15 +666,17 @@ def _index(
     if recipe is not None and same:
         # The very pictures that the run read, so that no training picture slips into the test part.
         data_dir, seed, on_bad_image = data_dir or recipe.data.data_dir, recipe.seed, recipe.data.on_bad_image
-    folder = Path(data)
-    other_folder = split is None and not same and data not in datasets.DATASETS and folder.is_dir()
-    if other_folder and not split_folders(folder):
-        index = scan(folder, on_bad_image=on_bad_image)
-        reporter.say(f"{data} has no train/, val/ or test/: all of its pictures are taken")
-        return without(index, check(index)) if on_bad_image == "skip" else index
-    splits = datasets.load(
-        data, data_dir=data_dir, seed=seed, on_bad_image=on_bad_image, progress=reporter.counter(f"reading {data}")
-    )
+    if same or data in datasets.DATASETS:
+        splits = datasets.load(
+            data, data_dir=data_dir, seed=seed, on_bad_image=on_bad_image, progress=reporter.counter(f"reading {data}")
+        )
+    else:
+        splits = datasets.read_parts(data, on_bad_image=on_bad_image)  # no need of a training part
+        if WHOLE in splits and split is None:
+            reporter.say(f"{data} has no train/, val/ or test/: all of its pictures are taken")
+            return splits[WHOLE]
+        if WHOLE in splits and split != "all":
+            splits = in_splits(splits, data, seed)
     part = split or "test"
     if part == "all":
         return _join(list(splits.values()))

@@ -25,7 +25,8 @@ from opsin.schedule import Cosine, Schedule
 class Data:
     """Which pictures, and how they are drawn.
 
-    name: a named data set or a folder. data_dir: where a named data set lies, when not in the cache.
+    name: a named data set, or the path of a folder, a list or a tar. data_dir: where a named data set lies, when not
+    in the cache.
     validation: the part of the training pictures held out for choosing (0: none; the last epoch is reported).
     loader: "memory" (uint8 on the device), "disk" (threads decode while training runs) or "auto" (by size).
     on_bad_image: "error" stops at the first picture that cannot be read, "skip" leaves it out, counted and reported.

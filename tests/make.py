@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from PIL import Image
 
 from opsin.data import datasets
@@ -267,3 +268,27 @@ def pictures_of_all_modes(folder: Path, classes: Iterable[str] = ("dark", "light
         for file, (mode, kind) in MODES.items():
             (folder / name / file).write_bytes(encode(of_mode(mode, image), kind))
     return folder
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Damage
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def mutated(data: bytes, draw: Any) -> bytes:
+    """A file with a few flipped bits, and bytes overwritten, inserted and cut out, as hypothesis' `st.data()` draws."""
+    changed = bytearray(data)
+    places = st.integers(0, max(0, len(data) - 1))
+    for _ in range(draw.draw(st.integers(1, 3))):
+        kind, at = draw.draw(st.sampled_from(["flip", "set", "insert", "remove", "cut"])), draw.draw(places)
+        if kind == "flip" and at < len(changed):
+            changed[at] ^= 1 << draw.draw(st.integers(0, 7))
+        elif kind == "set" and at < len(changed):
+            changed[at] = draw.draw(st.sampled_from([0, 1, 0x2D, 0x30, 0x39, 0x7F, 0x80, 0xFF]))
+        elif kind == "insert":
+            changed[at:at] = draw.draw(st.binary(max_size=20))
+        elif kind == "remove":
+            del changed[at : at + draw.draw(st.integers(1, 20))]
+        elif kind == "cut":
+            del changed[at:]
+    return bytes(changed)

@@ -23,7 +23,7 @@ from opsin.errors import DataError, StorageError, UsageError, near
 if TYPE_CHECKING:
     import numpy as np
 
-    from opsin.data.index import Splits
+    from opsin.data.index import Parts, Splits
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # (bytes so far, bytes in all)
@@ -167,26 +167,44 @@ def load(
     on_bad_image: str = "error",
     progress: Progress | None = None,
 ) -> Splits:
-    """The splits "train", "test" and, where there is one, "val" of a named data set or of a folder of pictures.
+    """The splits "train", "test" and, where there is one, "val" of a named data set or of pictures of one's own.
 
     A name of `DATASETS` means that data set, in its published splits, found in `data_dir` (a folder, or the archive
     itself) or in the cache, where it is downloaded to when it is missing; `progress` hears of the bytes. Everything
-    else is a path, see `opsin.data.index.scan_splits`; a folder named like a data set is written "./digits". seed: of
-    the 80/10/10 split of a folder. on_bad_image: "error", or "skip" to leave out and list what cannot be read.
+    else is a path, see `read_parts`; a folder named like a data set is written "./digits". seed: of the 80/10/10 split
+    of what has no parts. on_bad_image: "error", or "skip" to leave out and list what cannot be read.
     """
-    from opsin.data.index import scan_splits
-
     name = os.fspath(name_or_path)
     if name in DATASETS:
         return _named(name, Path(data_dir) if data_dir else None, progress)
+    from opsin.data.index import in_splits, printable
+
+    return in_splits(read_parts(name, on_bad_image=on_bad_image), printable(name), seed)
+
+
+def read_parts(path: str | os.PathLike[str], *, on_bad_image: str = "error") -> Parts:
+    """The parts of a person's own data, or `opsin.data.index.WHOLE` of what has none: a folder of class folders, a CSV,
+    TSV or list of paths and labels, a folder of such lists, or a tar of class folders."""
+    from opsin.data import index, manifest, tar
+
+    name = os.fspath(path)
     if os.path.isdir(name):
-        return scan_splits(name, seed=seed, on_bad_image=on_bad_image)
-    if os.path.exists(name):
+        lists = manifest.find(name)
+        if lists and not index.split_folders(name):
+            return manifest.scan_parts(lists, on_bad_image=on_bad_image)
+        return index.scan_parts(name, on_bad_image=on_bad_image)
+    if not os.path.exists(name):
+        raise UsageError(f"{name!r} is no folder here and no data set; {near(name, DATASETS)}")
+    if name.lower().endswith(manifest.EXTENSIONS):
+        return manifest.scan_parts(name, on_bad_image=on_bad_image)
+    published = {file.name for info in DATASETS.values() for file in info.files}
+    if os.path.basename(name) in published or not tar.is_tar(name):
         raise UsageError(
-            f"{name}: expected a folder of pictures or the name of a data set ({', '.join(DATASETS)}); for an archive "
-            "of a named data set, give the name and the archive as the data folder"
+            f"{name}: expected a folder of pictures, a list of them ({', '.join(manifest.EXTENSIONS)}), a tar, or the "
+            f"name of a data set ({', '.join(DATASETS)}); for an archive of a named data set, give the name and the "
+            "archive as the data folder"
         )
-    raise UsageError(f"{name!r} is no folder here and no data set; {near(name, DATASETS)}")
+    return tar.scan_parts(name, on_bad_image=on_bad_image)
 
 
 def cache_folder(name: str) -> Path:
