@@ -600,9 +600,9 @@ def _show_own_data(name: str, as_json: bool) -> None:
     """How many pictures of each class each part has; no picture is opened."""
     import numpy as np
 
-    from opsin.data.datasets import read_parts
+    from opsin.data.datasets import scan_parts
 
-    parts = read_parts(name)
+    parts = scan_parts(name)
     classes = next(iter(parts.values())).classes
     counts = {part: np.bincount(index.labels, minlength=len(classes)).tolist() for part, index in parts.items()}
     ignored = [file for index in parts.values() for file in index.ignored]
@@ -671,7 +671,8 @@ def _index(
             data, data_dir=data_dir, seed=seed, on_bad_image=on_bad_image, progress=reporter.counter(f"reading {data}")
         )
     else:
-        splits = datasets.read_parts(data, on_bad_image=on_bad_image)  # no need of a training part
+        # Not `load`: what is only to be evaluated needs no training part.
+        splits = datasets.read_parts(data, on_bad_image=on_bad_image, progress=reporter.counter(f"reading {data}"))
         if WHOLE in splits and split is None:
             reporter.say(f"{data} has no train/, val/ or test/: all of its pictures are taken")
             return splits[WHOLE]

@@ -171,7 +171,7 @@ def load(
 
     A name of `DATASETS` means that data set, in its published splits, found in `data_dir` (a folder, or the archive
     itself) or in the cache, where it is downloaded to when it is missing; `progress` hears of the bytes. Everything
-    else is a path, see `read_parts`; a folder named like a data set is written "./digits". seed: of the 80/10/10 split
+    else is a path, see `scan_parts`; a folder named like a data set is written "./digits". seed: of the 80/10/10 split
     of what has no parts. on_bad_image: "error", or "skip" to leave out and list what cannot be read.
     """
     name = os.fspath(name_or_path)
@@ -179,12 +179,20 @@ def load(
         return _named(name, Path(data_dir) if data_dir else None, progress)
     from opsin.data.index import in_splits, printable
 
-    return in_splits(read_parts(name, on_bad_image=on_bad_image), printable(name), seed)
+    return in_splits(read_parts(name, on_bad_image=on_bad_image, progress=progress), printable(name), seed)
 
 
-def read_parts(path: str | os.PathLike[str], *, on_bad_image: str = "error") -> Parts:
+def read_parts(path: str | os.PathLike[str], *, on_bad_image: str = "error", progress: Progress | None = None) -> Parts:
+    """`scan_parts`, and the pictures checked as `opsin.data.index.checked` does."""
+    from opsin.data.index import checked
+
+    parts = scan_parts(path, on_bad_image=on_bad_image)
+    return {name: checked(index, on_bad_image, progress=progress) for name, index in parts.items()}
+
+
+def scan_parts(path: str | os.PathLike[str], *, on_bad_image: str = "error") -> Parts:
     """The parts of a person's own data, or `opsin.data.index.WHOLE` of what has none: a folder of class folders, a CSV,
-    TSV or list of paths and labels, a folder of such lists, or a tar of class folders."""
+    TSV or list of paths and labels, a folder of such lists, or a tar of class folders. No picture is opened."""
     from opsin.data import index, manifest, tar
 
     name = os.fspath(path)

@@ -279,8 +279,14 @@ def named_splits(names: Sequence[str], has_folders: Callable[[str], bool]) -> di
 
 
 def scan_splits(folder: Path | str, *, seed: int = 0, on_bad_image: str = "error", workers: int = 2) -> Splits:
-    """The splits of a folder: its train/, val/ and test/, or 80/10/10 of its class folders; see `scan_parts`."""
-    return in_splits(scan_parts(folder, on_bad_image=on_bad_image, workers=workers), printable(folder), seed)
+    """The splits of a folder: its train/, val/ and test/, or 80/10/10 of its class folders; see `scan_parts`.
+
+    on_bad_image "skip": every picture is decoded once before anything is split, and those that cannot be are left out
+    and listed in `skipped`.
+    """
+    parts = scan_parts(folder, on_bad_image=on_bad_image)
+    parts = {name: checked(index, on_bad_image, workers) for name, index in parts.items()}
+    return in_splits(parts, printable(folder), seed)
 
 
 def in_splits(parts: Parts, where: str, seed: int) -> Splits:
@@ -293,19 +299,17 @@ def in_splits(parts: Parts, where: str, seed: int) -> Splits:
     return parts
 
 
-def scan_parts(folder: Path | str, *, on_bad_image: str = "error", workers: int = 2) -> Parts:
-    """The parts of a folder: its train/, val/ and test/, or `WHOLE`.
+def scan_parts(folder: Path | str, *, on_bad_image: str = "error") -> Parts:
+    """The parts of a folder: its train/, val/ and test/, or `WHOLE`; no picture is opened.
 
     The names in `SPLIT_FOLDERS` are known, in capitals too. A folder counts as split when train/ and one of the others
     are there; then nothing else may be. With train/ and val/ but no test/, as ImageNet is laid out, val/ is what the
-    report is about: it is the "test" split. on_bad_image "skip": every picture is decoded once before anything is
-    split, and those that cannot be are left out and listed in `skipped`.
+    report is about: it is the "test" split. on_bad_image: see `scan`.
     """
     root = os.fspath(folder)
 
     def part(name: str) -> Index:
-        index = scan(os.path.join(root, name), on_bad_image=on_bad_image, prefix=f"{name}/" if name else "")
-        return without(index, check(index, workers)) if on_bad_image == "skip" else index
+        return scan(os.path.join(root, name), on_bad_image=on_bad_image, prefix=f"{name}/" if name else "")
 
     return join_parts(printable(root), _listing(root)[0], split_folders(root), part)
 
@@ -403,13 +407,22 @@ def check(index: Index, workers: int = 2, progress: Callable[[int, int], None] |
     return dict(sorted(bad.items()))
 
 
+def checked(
+    index: Index,
+    on_bad_image: str = "error",
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> Index:
+    """The index without the pictures that cannot be read, where on_bad_image is "skip"; else as it is."""
+    return without(index, check(index, workers, progress)) if on_bad_image == "skip" else index
+
+
 def without(index: Index, bad: Mapping[int, BadInput]) -> Index:
     """The index without these pictures, which are listed in `skipped`. `DataError` names a class that has none left."""
     if not bad:
         return index
     kept = index.subset([i for i in range(len(index)) if i not in bad])
-    counts = np.bincount(kept.labels, minlength=len(index.classes))
-    empty = [name for name, n in zip(index.classes, counts, strict=True) if not n]
+    empty = [index.classes[k] for k in np.setdiff1d(index.labels, kept.labels)]
     if empty:
         first = next(iter(bad.values()))
         raise DataError(f"no picture that can be read is left in {', '.join(empty)}; the first that cannot: {first}")

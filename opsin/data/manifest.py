@@ -32,12 +32,10 @@ from opsin.data.index import (
     FileSource,
     Index,
     Parts,
-    check,
     kind_of_file,
     ordered,
     printable,
     read,
-    without,
 )
 from opsin.errors import BadInput, DataError
 
@@ -74,12 +72,15 @@ def find(folder: Path | str) -> dict[str, str]:
     return {}
 
 
-def scan_parts(lists: Path | str | dict[str, str], *, on_bad_image: str = "error", workers: int = 2) -> Parts:
+def scan_parts(
+    lists: Path | str | dict[str, str],
+    *,
+    on_bad_image: str = "error",
+) -> Parts:
     """The parts of one list, by its column `split` or else as a whole, or of a list for each part, as `find` has them.
 
     Raises `BadInput` that names the list and the first lines that cannot be used. A picture that is not there, or is no
-    regular file, is such a line, unless on_bad_image is "skip": then it is listed in `skipped`, and every other picture
-    is decoded once, as in a folder.
+    regular file, is such a line, unless on_bad_image is "skip": then it is listed in `skipped`. No picture is opened.
     """
     files = lists if isinstance(lists, dict) else {"": os.fspath(lists)}
     keys: dict[str, list[str]] = {}
@@ -136,19 +137,7 @@ def scan_parts(lists: Path | str | dict[str, str], *, on_bad_image: str = "error
     }
     first = next(iter(parts))
     parts[first] = Index(keys[first], parts[first].labels, classes, parts[first].source, skipped=tuple(bad))
-    if on_bad_image == "skip":
-        parts = {split: _without_bad(index, workers) for split, index in parts.items()}
     return parts if WHOLE in parts else ordered(parts)
-
-
-def _without_bad(index: Index, workers: int) -> Index:
-    """`without`, of an index whose part of the data need not have every class."""
-    bad = check(index, workers)
-    present, left = set(index.labels.tolist()), {int(k) for i, k in enumerate(index.labels) if i not in bad}
-    if present != left:
-        return without(index, bad)  # the error that names the classes
-    kept = index.subset([i for i in range(len(index)) if i not in bad])
-    return Index(kept.keys, kept.labels, kept.classes, kept.source, (*index.skipped, *bad.values()), index.ignored)
 
 
 def _absent(path: str) -> str:

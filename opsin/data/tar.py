@@ -30,7 +30,7 @@ import numpy as np
 
 from opsin.data import index as indices
 from opsin.data.decode import decode
-from opsin.data.index import Index, Parts, gather, join_parts, kind_of_file, named_splits, pick, printable, without
+from opsin.data.index import Index, Parts, gather, join_parts, kind_of_file, named_splits, pick, printable
 from opsin.errors import BadInput
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def is_tar(path: str | os.PathLike[str]) -> bool:
         os.close(descriptor)
 
 
-def scan_parts(path: Path | str, *, on_bad_image: str = "error", workers: int = 2) -> Parts:
+def scan_parts(path: Path | str, *, on_bad_image: str = "error") -> Parts:
     """The parts of an archive, by the rules of `opsin.data.index.scan_parts`; no picture is decoded.
 
     `BadInput` names the archive when it is damaged, cut, over a limit, or holds a name twice; and it names the first
@@ -85,7 +85,7 @@ def scan_parts(path: Path | str, *, on_bad_image: str = "error", workers: int = 
         ignored = [f"{archive.name}/{printable(_join(root, file))}" for file in sorted(tree.files.get(root, {}))]
         skipped = [*bad]
         bad.clear()  # listed once, in the first part
-        index = gather(
+        return gather(
             f"{archive.name}/{printable(root)}" if root else archive.name,
             tree.folders(root),
             lambda folder: tree.pictures(root, folder, f"{archive.name}/", ignored),
@@ -95,7 +95,6 @@ def scan_parts(path: Path | str, *, on_bad_image: str = "error", workers: int = 
             on_bad_image=on_bad_image,
             prefix=f"{name}/" if name else "",
         )
-        return without(index, indices.check(index, workers)) if on_bad_image == "skip" else index
 
     if bad and on_bad_image != "skip":
         raise indices.first_of(bad)
@@ -113,14 +112,17 @@ class TarSource:
     places: np.ndarray
 
     def image(self, i: int, min_size: tuple[int, int] | None = None) -> Tensor:
-        return decode(self.read(i), f"{self.archive.name}/{self.names[i]}", min_size=min_size)
+        return decode(self.data(i), self.name(i), min_size=min_size)
 
-    def read(self, i: int) -> bytes:
+    def name(self, i: int) -> str:
+        return f"{self.archive.name}/{self.names[i]}"
+
+    def data(self, i: int) -> bytes:
         """The bytes of picture number i; `BadInput` when the archive no longer holds them."""
         offset, size = map(int, self.places[i])
         data = self.archive.read(offset, size)
         if len(data) != size:
-            raise BadInput(f"{self.archive.name}/{self.names[i]}", "the archive has become shorter since it was listed")
+            raise BadInput(self.name(i), "the archive has become shorter since it was listed")
         return data
 
     def subset(self, indices: np.ndarray) -> TarSource:
