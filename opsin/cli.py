@@ -20,7 +20,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from opsin import __version__
 from opsin.console import Console, percent, printable
-from opsin.errors import BadInput, DataError, GateNotMet, OpsinError, UsageError, near
+from opsin.errors import BadInput, DataError, GateNotMet, OpsinError, StorageError, UsageError, near
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +66,7 @@ def _command(order: int, usage: str, name: str | None = None) -> Any:
     return app.command(name=name, sort_key=order, usage=f"Usage: opsin {usage} [OPTIONS]", help_epilogue="")
 
 
+MAX_SPLITS = 1 << 29  # bytes of a splits.json
 STDIN = "<stdin>"  # what a lone dash becomes, which cyclopts would take for an option
 
 # What several commands take
@@ -698,13 +699,24 @@ def _index(
 
 def _listed(run: Path, part: str) -> list[str] | None:
     """The names of the pictures of a part, where the run wrote them down (`splits.json`)."""
-    from opsin.storage import read_json
+    from opsin.data.index import read
 
     for path in (run / "splits.json", run.resolve().parent / "splits.json"):
         if path.is_file():
-            listed = read_json(path.read_bytes(), path)
-            return listed.get(part, {}).get("keys") if isinstance(listed, dict) else None
+            return _keys(read(path, MAX_SPLITS), path, part)
     return None
+
+
+def _keys(data: bytes, path: Path, part: str) -> list[str] | None:
+    """The names listed for a part in the bytes of a `splits.json`; None where it lists none."""
+    from opsin.storage import read_json
+
+    listed = read_json(data, path, MAX_SPLITS)
+    of_part = listed.get(part, {}) if isinstance(listed, dict) else None
+    keys = of_part.get("keys") if isinstance(of_part, dict) else ...
+    if keys is None or (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        return keys
+    raise StorageError(f"{path}: expected the names of the pictures of each part")
 
 
 def _join(parts: Sequence[Index]) -> Index:

@@ -139,6 +139,9 @@ class Muon:
     groups: tuple[Group, ...] = ()
 
 
+MAX_TOML = 1 << 20  # characters
+LARGEST = (1 << 63) - 1  # of any number
+
 Optimizer = SGD | Adam | AdamW | Muon
 
 
@@ -279,7 +282,14 @@ def check(value: Any, kind: Any, key: str) -> Any:
             return _build(kind, value, key)
     elif kind is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not -LARGEST <= value <= LARGEST:  # NaN is not either
+                raise UsageError(f"{key}: expected a finite number, received {str(value)[:40]}")
             return float(value)
+    elif kind is int:
+        if type(value) is int:
+            if not -LARGEST <= value <= LARGEST:
+                raise UsageError(f"{key}: expected a number of at most 19 digits, received a larger one")
+            return value
     elif origin is tuple:
         if isinstance(value, (list, tuple)):
             repeated = len(arguments) == 2 and arguments[1] is Ellipsis
@@ -352,8 +362,10 @@ def _toml(value: Any) -> str:
 
 def from_toml(text: str, name: str = "recipe") -> Recipe:
     """The recipe written by `to_toml`, or by hand (what is left out has its default)."""
+    if len(text) > MAX_TOML:
+        raise UsageError(f"{name}: {len(text):,} characters; expected at most {MAX_TOML:,}")
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError is a ValueError, and so is one about long numbers
         raise UsageError(f"{name}: not TOML: {error}") from error
     return from_dict(values)

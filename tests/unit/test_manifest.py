@@ -237,7 +237,7 @@ def test_caps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=300), st.sampled_from(["x.csv", "x.tsv", "x.txt"]))
 def test_any_bytes_are_rows_or_bad_input(data: bytes, name: str) -> None:
     try:
@@ -252,7 +252,7 @@ def test_any_bytes_are_rows_or_bad_input(data: bytes, name: str) -> None:
 TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(TEXT, TEXT.map(str.strip).filter(bool)), min_size=1, max_size=8), st.booleans())
 def test_what_a_csv_writer_wrote_comes_back(rows: list[tuple[str, str]], header: bool) -> None:
     import csv

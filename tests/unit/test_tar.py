@@ -377,7 +377,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield tmp_path_factory.mktemp("tars")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.sampled_from(SEEDS), st.booleans(), st.data())
 def test_any_bytes_are_a_data_set_or_a_data_error(
     place: Path, data: bytes, repaired: bool, draw: st.DataObject
