@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import sys
 import tomllib
 import types
 import typing
@@ -140,7 +141,7 @@ class Muon:
 
 
 MAX_TOML = 1 << 20  # characters
-LARGEST = (1 << 63) - 1  # of any number
+LARGEST = (1 << 63) - 1  # of whole numbers
 
 Optimizer = SGD | Adam | AdamW | Muon
 
@@ -282,7 +283,7 @@ def check(value: Any, kind: Any, key: str) -> Any:
             return _build(kind, value, key)
     elif kind is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if not -LARGEST <= value <= LARGEST:  # NaN is not either
+            if not abs(value) <= sys.float_info.max:  # NaN is not either
                 raise UsageError(f"{key}: expected a finite number, received {str(value)[:40]}")
             return float(value)
     elif kind is int:
