@@ -120,6 +120,16 @@ def restore(
 def _apply(
     state: TrainState[Any], document: dict[str, Any], tensors: dict[str, Tensor], precision: Precision, path: Path
 ) -> Restored:
+    """`_put`; `StorageError` for files that are whole, but not a checkpoint of this training."""
+    try:
+        return _put(state, document, tensors, precision, path)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise StorageError(f"{path}: not a checkpoint of this training: {type(error).__name__} {error}") from error
+
+
+def _put(
+    state: TrainState[Any], document: dict[str, Any], tensors: dict[str, Tensor], precision: Precision, path: Path
+) -> Restored:
     sets: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         group, _, key = name.partition("/")
@@ -134,6 +144,8 @@ def _apply(
     for name, value in entries.items():
         index, _, key = name.partition("/")
         parameter = parameters[int(index)]
+        if not isinstance(value, Tensor | int | float) or not index.isdecimal():
+            raise ValueError(f"{name} of the optimiser: received {value!r:.80}")
         if isinstance(value, Tensor):
             if value.shape == parameter.shape:
                 # The parameter's own memory layout, so that sums run in the same order as in the uninterrupted run.
@@ -142,6 +154,10 @@ def _apply(
                 value = value.to(parameter.device)
         state.optimizer.state[parameter][key] = value
     state.progress = Progress(**document["progress"])
+    if any(type(count) is not int or not 0 <= count < 1 << 63 for count in state.progress):
+        raise ValueError(f"progress: received {document['progress']}")
+    if not isinstance(document["notes"], dict):
+        raise ValueError(f"notes: received {document['notes']!r:.80}")
     if document["scaler"]:
         precision.scaler.load_state_dict(document["scaler"])
     torch.set_rng_state(sets["random"]["cpu"])

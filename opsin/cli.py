@@ -20,7 +20,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from opsin import __version__
 from opsin.console import Console, percent, printable
-from opsin.errors import BadInput, DataError, GateNotMet, OpsinError, UsageError, near
+from opsin.errors import BadInput, DataError, GateNotMet, OpsinError, StorageError, UsageError, near
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +66,7 @@ def _command(order: int, usage: str, name: str | None = None) -> Any:
     return app.command(name=name, sort_key=order, usage=f"Usage: opsin {usage} [OPTIONS]", help_epilogue="")
 
 
+MAX_SPLITS = 1 << 29  # bytes of a splits.json
 STDIN = "<stdin>"  # what a lone dash becomes, which cyclopts would take for an option
 
 # What several commands take
@@ -83,7 +84,7 @@ OnBadImage = Annotated[
 ]
 Split = Annotated[
     Literal["train", "val", "test", "all"] | None,
-    Parameter(help="Part of the data. Default: test; all for a folder that has no parts and was not trained on."),
+    Parameter(help="Part of the data. Default: test; all for what has no parts and was not trained on."),
 ]
 Json = Annotated[bool, Parameter(name="--json", show_default=False, help="One JSON object on stdout.")]
 Quiet = Annotated[bool, Parameter(show_default=False, help="Nothing on stderr but warnings and errors.")]
@@ -97,7 +98,8 @@ Quiet = Annotated[bool, Parameter(show_default=False, help="Nothing on stderr bu
 @_command(1, "train [DATA]")
 def train(
     data: Annotated[
-        str, Parameter(help="Name of a data set (opsin data list), or a folder of class folders.")
+        str,
+        Parameter(help="Name of a data set (opsin data list), a folder of class folders, a CSV/TSV/list, or a tar."),
     ] = "digits",
     /,
     *,
@@ -228,7 +230,10 @@ def _show_run(run: Run, as_json: bool) -> None:
 def evaluate(
     run: RunFolder,
     data: Annotated[
-        str | None, Parameter(help="Data set or folder with the same classes. Default: what the run was trained on.")
+        str | None,
+        Parameter(
+            help="Data set, folder, CSV/TSV/list or tar with the same classes. Default: what the run was trained on."
+        ),
     ] = None,
     /,
     *,
@@ -355,7 +360,7 @@ def predict(
 @_command(5, "features RUN DATA --at STAGE -o FILE.npz")
 def features(
     run: RunFolder,
-    data: Annotated[str, Parameter(help="Data set, or folder of class folders.")],
+    data: Annotated[str, Parameter(help="Data set, folder of class folders, CSV/TSV/list, or tar.")],
     /,
     *,
     at: Annotated[str, Parameter(help="Stage of the network (opsin models NAME lists them).")],
@@ -562,13 +567,23 @@ def data_list(*, json_: Json = False) -> None:
     _print_table(("name", "size", "classes", "pictures", "title"), rows, right=(2,))
 
 
-@data_app.command(name="show", usage="Usage: opsin data show NAME [OPTIONS]")
-def data_show(name: Annotated[str, Parameter(help="Name of a data set.")], /, *, json_: Json = False) -> None:
-    """Show one data set: its pictures, where they come from, and where they are looked for."""
+@data_app.command(name="show", usage="Usage: opsin data show DATA [OPTIONS]")
+def data_show(
+    name: Annotated[
+        str, Parameter(help="Name of a data set, a folder of class folders, a CSV/TSV/list, or a tar of class folders.")
+    ],
+    /,
+    *,
+    json_: Json = False,
+) -> None:
+    """Show one data set: its pictures and classes; of a named one, where it comes from and is looked for."""
     from opsin.data.datasets import DATASETS, cache_folder
 
+    if name not in DATASETS and os.path.exists(name):
+        _show_own_data(name, json_)
+        return
     if name not in DATASETS:
-        raise UsageError(f"no data set {name!r}; {near(name, DATASETS)}")
+        raise UsageError(f"no data set {name!r}, and no such folder or file; {near(name, DATASETS)}")
     info, cache = DATASETS[name], cache_folder(name)
     if json_:
         _print_json({"name": name, **_plain(info), "cache": str(cache)})
@@ -621,6 +636,30 @@ def data_check(
     return DataError.exit_code if health.bad else 0
 
 
+def _show_own_data(name: str, as_json: bool) -> None:
+    """How many pictures of each class each part has; no picture is opened."""
+    import numpy as np
+
+    from opsin.data.datasets import scan_parts
+
+    parts = scan_parts(name)
+    classes = next(iter(parts.values())).classes
+    counts = {part: np.bincount(index.labels, minlength=len(classes)).tolist() for part, index in parts.items()}
+    ignored = [file for index in parts.values() for file in index.ignored]
+    if as_json:
+        splits = {part: len(index) for part, index in parts.items()}
+        of_class = {part: dict(zip(classes, numbers, strict=True)) for part, numbers in counts.items()}
+        _print_json(
+            {"name": name, "splits": splits, "classes": list(classes), "pictures": of_class, "ignored": ignored}
+        )
+        return
+    rows = [(shown, *(numbers[k] for numbers in counts.values())) for k, shown in enumerate(classes)]
+    rows.append((f"{len(classes)} classes", *map(len, parts.values())))
+    _print_table(("class", *parts), rows, right=range(1, len(parts) + 1))
+    if ignored:
+        print(f"not used: {len(ignored)} other files, the first: {printable(ignored[0])}")
+
+
 @_command(9, "doctor")
 def doctor(*, json_: Json = False) -> int:
     """Say what this machine has, and what is broken and how to mend it. Exit code 1 when something is broken."""
@@ -656,7 +695,7 @@ def _index(
 ) -> Index:
     """The pictures that `evaluate` and `features` mean, by the rules in the help of `--split`."""
     from opsin.data import datasets
-    from opsin.data.index import checked, scan, split_folders
+    from opsin.data.index import WHOLE, in_splits
 
     recipe = _recipe_of(run)
     if recipe is None and data is None:
@@ -667,15 +706,18 @@ def _index(
     if recipe is not None and same:
         # The very pictures that the run read, so that no training picture slips into the test part.
         data_dir, seed, on_bad_image = data_dir or recipe.data.data_dir, recipe.seed, recipe.data.on_bad_image
-    folder = Path(data)
-    other_folder = split is None and not same and data not in datasets.DATASETS and folder.is_dir()
-    if other_folder and not split_folders(folder):
-        index = scan(folder, on_bad_image=on_bad_image)
-        reporter.say(f"{data} has no train/, val/ or test/: all of its pictures are taken")
-        return checked(index, on_bad_image, progress=reporter.counter(f"checking {data}"))
-    splits = datasets.load(
-        data, data_dir=data_dir, seed=seed, on_bad_image=on_bad_image, progress=reporter.counter(f"reading {data}")
-    )
+    if same or data in datasets.DATASETS:
+        splits = datasets.load(
+            data, data_dir=data_dir, seed=seed, on_bad_image=on_bad_image, progress=reporter.counter(f"reading {data}")
+        )
+    else:
+        # Not `load`: what is only to be evaluated needs no training part.
+        splits = datasets.read_parts(data, on_bad_image=on_bad_image, progress=reporter.counter(f"reading {data}"))
+        if WHOLE in splits and split is None:
+            reporter.say(f"{data} has no train/, val/ or test/: all of its pictures are taken")
+            return splits[WHOLE]
+        if WHOLE in splits and split != "all":
+            splits = in_splits(splits, data, seed)
     part = split or "test"
     if part == "all":
         return _join(list(splits.values()))
@@ -696,13 +738,24 @@ def _index(
 
 def _listed(run: Path, part: str) -> list[str] | None:
     """The names of the pictures of a part, where the run wrote them down (`splits.json`)."""
-    from opsin.storage import read_json
+    from opsin.data.index import read
 
     for path in (run / "splits.json", run.resolve().parent / "splits.json"):
         if path.is_file():
-            listed = read_json(path.read_bytes(), path)
-            return listed.get(part, {}).get("keys") if isinstance(listed, dict) else None
+            return _keys(read(path, MAX_SPLITS), path, part)
     return None
+
+
+def _keys(data: bytes, path: Path, part: str) -> list[str] | None:
+    """The names listed for a part in the bytes of a `splits.json`; None where it lists none."""
+    from opsin.storage import read_json
+
+    listed = read_json(data, path, MAX_SPLITS)
+    of_part = listed.get(part, {}) if isinstance(listed, dict) else None
+    keys = of_part.get("keys") if isinstance(of_part, dict) else ...
+    if keys is None or (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        return keys
+    raise StorageError(f"{path}: expected the names of the pictures of each part")
 
 
 def _join(parts: Sequence[Index]) -> Index:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import sys
 import tomllib
 import types
 import typing
@@ -25,7 +26,8 @@ from opsin.schedule import Cosine, Schedule
 class Data:
     """Which pictures, and how they are drawn.
 
-    name: a named data set or a folder. data_dir: where a named data set lies, when not in the cache.
+    name: a named data set, or the path of a folder, a list or a tar. data_dir: where a named data set lies, when not
+    in the cache.
     validation: the part of the training pictures held out for choosing (0: none; the last epoch is reported).
     loader: "memory" (uint8 on the device), "disk" (threads decode while training runs) or "auto" (by size).
     on_bad_image: "error" stops at the first picture that cannot be read, "skip" leaves it out, counted and reported.
@@ -137,6 +139,9 @@ class Muon:
     weight_decay: float = 0.0
     groups: tuple[Group, ...] = ()
 
+
+MAX_TOML = 1 << 20  # characters
+LARGEST = (1 << 63) - 1  # of whole numbers
 
 Optimizer = SGD | Adam | AdamW | Muon
 
@@ -278,7 +283,14 @@ def check(value: Any, kind: Any, key: str) -> Any:
             return _build(kind, value, key)
     elif kind is float:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not abs(value) <= sys.float_info.max:  # NaN is not either
+                raise UsageError(f"{key}: expected a finite number, received {str(value)[:40]}")
             return float(value)
+    elif kind is int:
+        if type(value) is int:
+            if not -LARGEST <= value <= LARGEST:
+                raise UsageError(f"{key}: expected a number of at most 19 digits, received a larger one")
+            return value
     elif origin is tuple:
         if isinstance(value, (list, tuple)):
             repeated = len(arguments) == 2 and arguments[1] is Ellipsis
@@ -351,8 +363,10 @@ def _toml(value: Any) -> str:
 
 def from_toml(text: str, name: str = "recipe") -> Recipe:
     """The recipe written by `to_toml`, or by hand (what is left out has its default)."""
+    if len(text) > MAX_TOML:
+        raise UsageError(f"{name}: {len(text):,} characters; expected at most {MAX_TOML:,}")
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError is a ValueError, and so is one about long numbers
         raise UsageError(f"{name}: not TOML: {error}") from error
     return from_dict(values)

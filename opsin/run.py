@@ -93,7 +93,8 @@ def train(
     dry_run: bool = False,
     reporter: Reporter | None = None,
 ) -> Run:
-    """Train a classifier on a named data set or a folder of class folders; everything that is not given is derived.
+    """Train a classifier on a named data set, a folder of class folders, a list of paths and labels, or a tar;
+    everything that is not given is derived.
 
     recipe: a `Recipe`, a name of `opsin.recipes.RECIPES`, FILE.toml or FILE.py:FUNCTION. settings: "key=value" for any
     other field of the recipe. out: the run folder; by default runs/MODEL-DATA-TIME. dry_run: derive and check only.

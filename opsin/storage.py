@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -136,12 +137,13 @@ def read_folder(folder: Path | str) -> dict[str, bytes]:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise StorageError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
 
 
 def read_json(data: bytes, name: Path | str, max_bytes: int = MAX_JSON) -> Any:
-    """Strict JSON: UTF-8, no NaN or infinity, no key twice, no more than `max_bytes`; `StorageError` names the file."""
+    """Strict JSON: UTF-8, finite numbers, whole characters, no key twice, at most `max_bytes`; `StorageError` names the
+    file."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         table = dict(items)
@@ -152,10 +154,19 @@ def read_json(data: bytes, name: Path | str, max_bytes: int = MAX_JSON) -> Any:
     def constant(text: str) -> Any:
         raise ValueError(f"{text} is not JSON")
 
+    def number(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError(f"{text[:40]} is too large a number")
+        return value
+
     if len(data) > max_bytes:
         raise StorageError(f"{name}: {len(data)} bytes of JSON; at most {max_bytes} are read")
     try:
-        return json.loads(data.decode(), object_pairs_hook=pairs, parse_constant=constant)
+        text = data.decode()
+        value = json.loads(text, object_pairs_hook=pairs, parse_constant=constant, parse_float=number)
+        if "\\ud" in text or "\\uD" in text:  # perhaps half a character, which could never be written again
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{name}: not the JSON expected: {error}") from error
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from PIL import Image
 
 from opsin.data import datasets
@@ -282,3 +283,27 @@ def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
     small = generator.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
     return (smooth + generator.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Damage
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def mutated(data: bytes, draw: Any) -> bytes:
+    """A file with a few flipped bits, and bytes overwritten, inserted and cut out, as hypothesis' `st.data()` draws."""
+    changed = bytearray(data)
+    places = st.integers(0, max(0, len(data) - 1))
+    for _ in range(draw.draw(st.integers(1, 3))):
+        kind, at = draw.draw(st.sampled_from(["flip", "set", "insert", "remove", "cut"])), draw.draw(places)
+        if kind == "flip" and at < len(changed):
+            changed[at] ^= 1 << draw.draw(st.integers(0, 7))
+        elif kind == "set" and at < len(changed):
+            changed[at] = draw.draw(st.sampled_from([0, 1, 0x2D, 0x30, 0x39, 0x7F, 0x80, 0xFF]))
+        elif kind == "insert":
+            changed[at:at] = draw.draw(st.binary(max_size=20))
+        elif kind == "remove":
+            del changed[at : at + draw.draw(st.integers(1, 20))]
+        elif kind == "cut":
+            del changed[at:]
+    return bytes(changed)

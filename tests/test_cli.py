@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -314,6 +315,62 @@ def test_evaluate_another_folder_wholly(shared, tmp_path, opsin_) -> None:
     assert json.loads(opsin_("evaluate", shared / "run", with_parts, "--json").out)["n"] == 4
     said = opsin_("evaluate", shared / "run", with_parts, "--split", "val")
     assert said.code == 2 and "train, test" in said.err
+
+
+@pytest.fixture(scope="module")
+def others(shared) -> dict[str, Path]:
+    """The pictures of `shared` in the other forms."""
+    names = sorted(path.relative_to(shared) for path in (shared / "pictures").rglob("*.png"))
+    (shared / "list.csv").write_text("".join(f"{name},{name.parent.name}\n" for name in names))
+    (shared / "list.txt").write_text("".join(f"{name} {name.parent.name}\n" for name in names))
+    for name in ("pictures.tar", "pictures.tgz"):
+        with tarfile.open(shared / name, "w:gz" if name.endswith("gz") else "w") as archive:
+            archive.add(shared / "pictures", "pictures")
+    return {form: shared / form for form in ("list.csv", "list.txt", "pictures.tar", "pictures.tgz")}
+
+
+def test_lists_and_archives_wherever_a_folder_is_taken(shared, others, tmp_path, opsin_) -> None:
+    shutil.copytree(shared / "pictures", tmp_path / "copy")
+    expected = json.loads(opsin_("evaluate", shared / "run", tmp_path / "copy", "--json").out)
+    for form, path in others.items():
+        said = opsin_("evaluate", shared / "run", path, "--json")
+        answer = json.loads(said.out)
+        assert said.code == 0 and "all of its pictures" in said.err, form
+        assert answer["n"] == 30 and answer["confusion"] == expected["confusion"] and answer["nll"] == expected["nll"]
+        split = json.loads(opsin_("evaluate", shared / "run", path, "--split", "val", "--json").out)
+        assert split["n"] == 4
+        said = opsin_("features", shared / "run", path, "--at", "conv1", "-o", tmp_path / "x.npz")
+        assert said.code == 0 and np.load(tmp_path / "x.npz")["keys"][0].endswith("dark/000.png")
+        shown = json.loads(opsin_("data", "show", path, "--json").out)
+        assert shown["splits"] == {"all": 30} and shown["pictures"]["all"] == {"dark": 15, "light": 15}
+        assert re.search(r"^dark +15$.*^2 classes +30$", opsin_("data", "show", path).out, re.MULTILINE | re.DOTALL)
+    assert json.loads(opsin_("data", "show", shared / "pictures", "--json").out)["splits"] == {"all": 30}
+    said = opsin_("data", "show", tmp_path / "none.csv")
+    assert said.code == 2 and "no such folder or file" in said.err
+
+
+def test_training_on_a_list_and_evaluating_its_parts(others, tmp_path, opsin_) -> None:
+    said = opsin_("train", others["list.csv"], *FAST, "--out", tmp_path / "run", "--json")
+    assert said.code == 0
+    answer = json.loads(opsin_("evaluate", tmp_path / "run", "--json").out)
+    assert answer["n"] == 4 and answer["confusion"] == json.loads(said.out)["report"]["confusion"]
+    assert json.loads(opsin_("evaluate", tmp_path / "run", "--split", "train", "--json").out)["n"] == 22
+
+
+def test_a_list_and_an_archive_that_cannot_be_used(shared, others, tmp_path, opsin_) -> None:
+    (tmp_path / "x.csv").write_text(others["list.csv"].read_text().replace(",light", ",purple"))
+    said = opsin_("evaluate", shared / "run", tmp_path / "x.csv")
+    assert said.code == 3 and "line 1: 'pictures/dark/000.png': No such file" in said.err
+    shutil.copytree(shared / "pictures", tmp_path / "pictures")
+    said = opsin_("evaluate", shared / "run", tmp_path / "x.csv")
+    assert said.code == 3 and "purple" in said.err
+    (tmp_path / "x.tar").write_bytes(others["pictures.tar"].read_bytes()[:3000])
+    for command in (("train", tmp_path / "x.tar"), ("evaluate", shared / "run", tmp_path / "x.tar")):
+        said = opsin_(*command)
+        assert said.code == 3 and len(said.err.splitlines()) == 1 and "x.tar: damaged tar" in said.err
+    (tmp_path / "one.csv").write_text("path,label,split\npictures/dark/000.png,dark,test\n")
+    assert json.loads(opsin_("evaluate", shared / "run", tmp_path / "one.csv", "--json").out)["n"] == 1
+    assert opsin_("train", tmp_path / "one.csv").code == 3
 
 
 def test_evaluate_problems(shared, tmp_path, opsin_) -> None:

@@ -21,7 +21,8 @@ from PIL import Image
 import opsin
 from opsin import cli
 from opsin.data import checked, sandbox
-from opsin.data.index import check, scan, scan_splits
+from opsin.data.datasets import load
+from opsin.data.index import check, scan
 from opsin.errors import BadInput
 from tests import make
 from tests.conftest import write_pictures
@@ -300,7 +301,7 @@ def test_training_checks_once_and_before_the_first_step(
     (folder / "light/zeros.jpg").unlink()
     shutil.copytree(folder, tmp_path / "split" / "train")
     shutil.copytree(folder, tmp_path / "split" / "val")
-    assert {name: len(part) for name, part in scan_splits(tmp_path / "split").items()} == {"train": 24, "test": 24}
+    assert {name: len(part) for name, part in load(tmp_path / "split").items()} == {"train": 24, "test": 24}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "opsin"
 TABLE = """
     types errors storage schedule preprocess recipe
-    data.rng data.decode data.sandbox data.checked data.index data.formats data.datasets data.loader
+    data.rng data.decode data.sandbox data.checked data.index data.formats data.manifest data.tar data.datasets
+    data.loader
     augment
     models models.convnet models.layers models.lenet models.vgg models.resnet models.smallnet models.weights
     loss optim device train checkpoint metrics classifier evaluate figures report

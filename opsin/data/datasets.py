@@ -25,7 +25,7 @@ from opsin.errors import BadInput, DataError, StorageError, UsageError, near
 if TYPE_CHECKING:
     import numpy as np
 
-    from opsin.data.index import Splits
+    from opsin.data.index import Parts, Splits
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # (bytes, or pictures, so far; in all)
@@ -169,27 +169,57 @@ def load(
     on_bad_image: str = "error",
     progress: Progress | None = None,
 ) -> Splits:
-    """The splits "train", "test" and, where there is one, "val" of a named data set or of a folder of pictures.
+    """The splits "train", "test" and, where there is one, "val" of a named data set or of pictures of one's own.
 
     A name of `DATASETS` means that data set, in its published splits, found in `data_dir` (a folder, or the archive
     itself) or in the cache, where it is downloaded to when it is missing; `progress` hears of the bytes. Everything
-    else is a path, see `opsin.data.index.scan_splits`; a folder named like a data set is written "./digits". Its
-    pictures are checked, each once as long as it does not change; `progress` hears of that. seed: of the 80/10/10 split
-    of a folder. on_bad_image: "error", or "skip" to leave out and list what cannot be read.
+    else is a path, see `scan_parts`; a folder named like a data set is written "./digits". Its pictures are checked,
+    each file once as long as it does not change; `progress` hears of that. seed: of the 80/10/10 split of what has no
+    parts. on_bad_image: "error", or "skip" to leave out and list what cannot be read.
     """
-    from opsin.data.index import scan_splits
-
     name = os.fspath(name_or_path)
     if name in DATASETS:
         return _named(name, Path(data_dir) if data_dir else None, progress)
+    from opsin.data.index import in_splits, printable
+
+    return in_splits(read_parts(name, on_bad_image=on_bad_image, progress=progress), printable(name), seed)
+
+
+def read_parts(path: str | os.PathLike[str], *, on_bad_image: str = "error", progress: Progress | None = None) -> Parts:
+    """`scan_parts`, and the pictures checked as `opsin.data.index.checked` does."""
+    from opsin.data.index import CHECKERS, checked
+    from opsin.data.sandbox import Decoders
+
+    parts = scan_parts(path, on_bad_image=on_bad_image)
+    with Decoders(CHECKERS) as decoders:
+        return {
+            name: checked(index, on_bad_image, progress=progress, decoders=decoders) for name, index in parts.items()
+        }
+
+
+def scan_parts(path: str | os.PathLike[str], *, on_bad_image: str = "error") -> Parts:
+    """The parts of a person's own data, or `opsin.data.index.WHOLE` of what has none: a folder of class folders, a CSV,
+    TSV or list of paths and labels, a folder of such lists, or a tar of class folders. No picture is opened."""
+    from opsin.data import index, manifest, tar
+
+    name = os.fspath(path)
     if os.path.isdir(name):
-        return scan_splits(name, seed=seed, on_bad_image=on_bad_image, progress=progress)
-    if os.path.exists(name):
+        lists = manifest.find(name)
+        if lists and not index.split_folders(name):
+            return manifest.scan_parts(lists, on_bad_image=on_bad_image)
+        return index.scan_parts(name, on_bad_image=on_bad_image)
+    if not os.path.exists(name):
+        raise UsageError(f"{name!r} is no folder here and no data set; {near(name, DATASETS)}")
+    if name.lower().endswith(manifest.EXTENSIONS):
+        return manifest.scan_parts(name, on_bad_image=on_bad_image)
+    published = {file.name for info in DATASETS.values() for file in info.files}
+    if os.path.basename(name) in published or not tar.is_tar(name):
         raise UsageError(
-            f"{name}: expected a folder of pictures or the name of a data set ({', '.join(DATASETS)}); for an archive "
-            "of a named data set, give the name and the archive as the data folder"
+            f"{name}: expected a folder of pictures, a list of them ({', '.join(manifest.EXTENSIONS)}), a tar, or the "
+            f"name of a data set ({', '.join(DATASETS)}); for an archive of a named data set, give the name and the "
+            "archive as the data folder"
         )
-    raise UsageError(f"{name!r} is no folder here and no data set; {near(name, DATASETS)}")
+    return tar.scan_parts(name, on_bad_image=on_bad_image)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,10 +245,10 @@ def check(
     from opsin.data.sandbox import Decoders
 
     name = os.fspath(name_or_path)
-    if name not in DATASETS and os.path.isdir(name):
-        parts = indices.scan_parts(name, on_bad_image="skip")
+    if name in DATASETS:
+        parts = load(name, data_dir=data_dir, progress=progress)
     else:
-        parts = load(name, data_dir=data_dir, on_bad_image="skip", progress=progress)
+        parts = scan_parts(name, on_bad_image="skip")
     bad: list[BadInput] = []
     formats: Counter[str] = Counter()
     with Decoders(indices.CHECKERS) as decoders:

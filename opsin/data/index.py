@@ -133,6 +133,8 @@ class Index:
 
 
 Splits = dict[str, Index]  # "train", "test" and perhaps "val"
+Parts = dict[str, Index]  # "train", "val" and "test", or some of these; or `WHOLE` alone, when there are no parts
+WHOLE = "all"
 
 
 def pick(names: Sequence[str], places: np.ndarray) -> list[str]:
@@ -144,24 +146,28 @@ def printable(name: str | os.PathLike[str]) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def read(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a regular file; `BadInput` for anything else, also if it only now became something else."""
-    name = printable(path)
+def read(path: str | os.PathLike[str], max_bytes: int | None = None) -> bytes:
+    """The bytes of a regular file; `BadInput` for anything else, also if it only now became something else, and for
+    one of more than `max_bytes` (by default `MAX_FILE_BYTES`)."""
+    name, most = printable(path), MAX_FILE_BYTES if max_bytes is None else max_bytes
     try:
         # Without O_NONBLOCK, opening a pipe would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with open(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise BadInput(name, f"{_kind(status.st_mode)}, not a regular file")
-            if status.st_size > MAX_FILE_BYTES:
-                raise BadInput(name, f"{status.st_size:,} bytes; expected at most {MAX_FILE_BYTES:,}")
-            return file.read()
+                raise BadInput(name, f"{kind_of_file(status.st_mode)}, not a regular file")
+            if status.st_size > most:
+                raise BadInput(name, f"{status.st_size:,} bytes; expected at most {most:,}")
+            data = file.read(most + 1)  # it may have grown since
+            if len(data) > most:
+                raise BadInput(name, f"more than {most:,} bytes; expected at most so many")
+            return data
     except OSError as error:
         raise BadInput(name, f"cannot be read: {error.strerror or error}") from error
 
 
-def _kind(mode: int) -> str:
+def kind_of_file(mode: int) -> str:
     kinds = {
         stat.S_IFIFO: "a named pipe",
         stat.S_IFSOCK: "a socket",
@@ -186,34 +192,62 @@ def scan(folder: Path | str, *, on_bad_image: str = "error", prefix: str = "") -
     """
     root = os.fspath(folder)
     folders, files = _listing(root)
-    if not folders:
-        raise DataError(
-            f"{printable(root)}: expected class folders (as in FOLDER/cat/001.jpg) or train/, val/ and test/ of class "
-            f"folders, found {f'{len(files)} files' if files else 'nothing'}"
-        )
-    paths: list[str] = []
-    labels: list[int] = []
     bad: list[BadInput] = []
     ignored = [printable(os.path.join(root, name)) for name in files]
+    return gather(
+        printable(root),
+        folders,
+        lambda name: [os.path.relpath(path, root) for path in _pictures(os.path.join(root, name), bad, ignored)],
+        lambda names: FileSource([os.path.join(root, name) for name in names]),
+        bad,
+        ignored,
+        on_bad_image=on_bad_image,
+        prefix=prefix,
+    )
+
+
+def gather(
+    where: str,
+    folders: Sequence[str],
+    pictures: Callable[[str], list[str]],
+    source: Callable[[list[str]], Source],
+    bad: list[BadInput],
+    ignored: list[str],
+    *,
+    on_bad_image: str,
+    prefix: str,
+) -> Index:
+    """The index of class folders wherever they are: `scan` for folders on disk, `opsin.data.tar` for those in a tar.
+
+    folders: their names, sorted. pictures: class folder → sorted names of its pictures, from that folder's name on; it
+    adds to `bad` and `ignored`. source: where the pixels of these names come from.
+    """
+    if not folders:
+        raise DataError(
+            f"{where}: expected class folders (as in FOLDER/cat/001.jpg) or train/, val/ and test/ of class "
+            f"folders, found {f'{len(ignored)} files' if ignored else 'nothing'}"
+        )
+    names: list[str] = []
+    labels: list[int] = []
     empty = []
-    for label, name in enumerate(folders):
-        found = _pictures(os.path.join(root, name), bad, ignored)
-        paths += found
+    for label, folder in enumerate(folders):
+        found = pictures(folder)
+        names += found
         labels += [label] * len(found)
         if not found:
-            empty.append(printable(name))
+            empty.append(printable(folder))
     if bad and on_bad_image != "skip":
         raise first_of(bad)
     if empty:
         raise DataError(
-            f"{printable(root)}: no pictures in the class folder{'s' * (len(empty) > 1)} {', '.join(empty)}: "
+            f"{where}: no pictures in the class folder{'s' * (len(empty) > 1)} {', '.join(empty)}: "
             "put some in or remove it"
         )
-    classes = tuple(printable(name) for name in folders)
+    classes = tuple(printable(folder) for folder in folders)
     if len(set(classes)) < len(classes):
-        raise DataError(f"{printable(root)}: two class folders have the same name once written as UTF-8")
-    keys = [prefix + printable(os.path.relpath(path, root)).replace(os.sep, "/") for path in paths]
-    return Index(keys, np.array(labels, dtype=np.int64), classes, FileSource(paths), tuple(bad), tuple(ignored))
+        raise DataError(f"{where}: two class folders have the same name once written as UTF-8")
+    keys = [prefix + printable(name).replace(os.sep, "/") for name in names]
+    return Index(keys, np.array(labels, dtype=np.int64), classes, source(names), tuple(bad), tuple(ignored))
 
 
 def _listing(folder: str) -> tuple[list[str], list[str]]:
@@ -248,7 +282,7 @@ def _pictures(folder: str, bad: list[BadInput], ignored: list[str]) -> list[str]
                 bad.append(BadInput(printable(path), f"cannot be read: {error.strerror or error}"))
                 continue
             if not stat.S_ISREG(mode):
-                bad.append(BadInput(printable(path), f"{_kind(mode)}, not a regular file"))
+                bad.append(BadInput(printable(path), f"{kind_of_file(mode)}, not a regular file"))
             elif os.path.splitext(name)[1].lower() in EXTENSIONS:
                 pictures.append(path)
             else:
@@ -259,66 +293,74 @@ def _pictures(folder: str, bad: list[BadInput], ignored: list[str]) -> list[str]
 def split_folders(folder: Path | str) -> dict[str, str]:
     """Folder name → split, of a folder that has train/ and val/ or test/ of class folders; empty for any other."""
     root = os.fspath(folder)
-    parts = {name: SPLIT_FOLDERS[name.lower()] for name in _listing(root)[0] if name.lower() in SPLIT_FOLDERS}
+    return named_splits(_listing(root)[0], lambda name: bool(_listing(os.path.join(root, name))[0]))
+
+
+def named_splits(names: Sequence[str], has_folders: Callable[[str], bool]) -> dict[str, str]:
+    """`split_folders` of folders of these names, wherever they are."""
+    parts = {name: SPLIT_FOLDERS[name.lower()] for name in names if name.lower() in SPLIT_FOLDERS}
     training = next((name for name, split in parts.items() if split == "train"), None)
-    return parts if training is not None and len(parts) > 1 and _listing(os.path.join(root, training))[0] else {}
+    return parts if training is not None and len(parts) > 1 and has_folders(training) else {}
 
 
-def scan_parts(folder: Path | str, *, on_bad_image: str = "error") -> dict[str, Index]:
-    """The pictures of a folder, part by part: name of the folder → index; of class folders alone, "" → index."""
-    root = os.fspath(folder)
-    return {
-        name: scan(os.path.join(root, name), on_bad_image=on_bad_image, prefix=f"{name}/" if name else "")
-        for name in split_folders(root) or [""]
-    }
+def in_splits(parts: Parts, where: str, seed: int) -> Splits:
+    """What a training needs, "train" and "test": the parts that there are, or 80/10/10 of a whole."""
+    if WHOLE in parts:
+        return split_stratified(parts[WHOLE], {"train": 0.8, "val": 0.1, "test": 0.1}, seed)
+    lacking = [name for name in ("train", "test") if name not in parts]
+    if lacking:
+        raise DataError(f"{where}: to train on it, {' and '.join(lacking)} pictures are needed; it has {[*parts]}")
+    return parts
 
 
-def scan_splits(
-    folder: Path | str,
-    *,
-    seed: int = 0,
-    on_bad_image: str = "error",
-    workers: int = CHECKERS,
-    progress: Callable[[int, int], None] | None = None,
-) -> Splits:
-    """The splits of a folder: its train/, val/ and test/, or 80/10/10 of its class folders.
+def scan_parts(folder: Path | str, *, on_bad_image: str = "error") -> Parts:
+    """The parts of a folder: its train/, val/ and test/, or `WHOLE`; no picture is opened.
 
     The names in `SPLIT_FOLDERS` are known, in capitals too. A folder counts as split when train/ and one of the others
     are there; then nothing else may be. With train/ and val/ but no test/, as ImageNet is laid out, val/ is what the
-    report is about: it is the "test" split. Every picture is checked before anything is split (`check`, of which
-    `progress` hears): on_bad_image "error" raises the first bad one, "skip" leaves them out, listed in `skipped`.
+    report is about: it is the "test" split. on_bad_image: see `scan`.
     """
     root = os.fspath(folder)
-    names, parts = _listing(root)[0], split_folders(root)
+
+    def part(name: str) -> Index:
+        return scan(os.path.join(root, name), on_bad_image=on_bad_image, prefix=f"{name}/" if name else "")
+
+    return join_parts(printable(root), _listing(root)[0], split_folders(root), part)
+
+
+def join_parts(where: str, names: Sequence[str], parts: Mapping[str, str], part: Callable[[str], Index]) -> Parts:
+    """The parts of folders of these names. parts: as `split_folders` gives it. part: folder → its index, "" → all."""
     if not parts:
-        whole = checked(scan(root, on_bad_image=on_bad_image), on_bad_image, workers, progress)
-        return split_stratified(whole, {"train": 0.8, "val": 0.1, "test": 0.1}, seed)
+        return {WHOLE: part("")}
     others = [name for name in names if name not in parts]
     if others:
         raise DataError(
-            f"{printable(root)}: holds {', '.join(f'{name}/' for name in parts)} and also "
+            f"{where}: holds {', '.join(f'{name}/' for name in parts)} and also "
             f"{', '.join(f'{printable(name)}/' for name in others[:5])}: expected either class folders "
             "or only train/, val/ and test/"
         )
     if len(set(parts.values())) < len(parts):
-        raise DataError(f"{printable(root)}: expected one folder for each split, found {', '.join(parts)}")
+        raise DataError(f"{where}: expected one folder for each split, found {', '.join(parts)}")
     training = next(name for name, split in parts.items() if split == "train")
-    named = {parts[name]: index for name, index in scan_parts(root, on_bad_image=on_bad_image).items()}
+    named = {split: part(name) for name, split in parts.items()}
     known = set(named["train"].classes)
     for name, split in parts.items():
         classes = set(named[split].classes)
         if classes != known:
             missing, extra = sorted(known - classes), sorted(classes - known)
             raise DataError(
-                f"{printable(root)}: {name}/ and {training}/ must hold the same classes"
+                f"{where}: {name}/ and {training}/ must hold the same classes"
                 + (f"; {name}/ lacks {', '.join(missing)}" if missing else "")
                 + (f"; only {name}/ has {', '.join(extra)}" if extra else "")
             )
-    with Decoders(workers) as decoders:
-        named = {name: checked(index, on_bad_image, workers, progress, decoders) for name, index in named.items()}
-    if "test" not in named:
-        named["test"] = named.pop("val")
-    return {name: named[name] for name in ("train", "val", "test") if name in named}
+    return ordered(named)
+
+
+def ordered(parts: Parts) -> Parts:
+    """In the order train, val, test; a val beside train, but no test, is the test."""
+    if "train" in parts and "test" not in parts and "val" in parts:
+        parts = {"train": parts["train"], "test": parts["val"]}
+    return {name: parts[name] for name in ("train", "val", "test") if name in parts}
 
 
 def split_stratified(index: Index, fractions: Mapping[str, float], seed: int) -> Splits:
@@ -466,8 +508,7 @@ def without(index: Index, bad: Mapping[int, BadInput]) -> Index:
     if not bad:
         return index
     kept = index.subset([i for i in range(len(index)) if i not in bad])
-    counts = np.bincount(kept.labels, minlength=len(index.classes))
-    empty = [name for name, n in zip(index.classes, counts, strict=True) if not n]
+    empty = [index.classes[k] for k in np.setdiff1d(index.labels, kept.labels)]
     if empty:
         first = next(iter(bad.values()))
         raise DataError(f"no picture that can be read is left in {', '.join(empty)}; the first that cannot: {first}")

@@ -92,7 +92,8 @@ def load_foreign(path: Path | str, *, max_bytes: int = MAX_BYTES, notes: list[st
     .safetensors, or .pth .pt .th .tar .bin as PyTorch writes them; the latter are read as tensors only, so that no
     code in them runs. What training scripts wrap around the tensors is taken off, and so are the prefixes `module.`
     and `_orig_mod.` where all names have them; each is said in `notes`.
-    `BadInput` when the file is missing, larger than `max_bytes` (also once unpacked), damaged, or holds anything else.
+    `BadInput` when the file is missing, larger than `max_bytes` (also once unpacked), damaged, or holds anything else,
+    also a number that is not finite.
     """
     path, notes = Path(path), [] if notes is None else notes
     try:
@@ -105,13 +106,20 @@ def load_foreign(path: Path | str, *, max_bytes: int = MAX_BYTES, notes: list[st
         raise BadInput(path, f"{size} bytes; at most {max_bytes} are read")
     if path.suffix.lower() == ".safetensors":
         try:
-            return _strip_prefixes(from_safetensors(path.read_bytes(), path), notes)
+            return _finite(_strip_prefixes(from_safetensors(path.read_bytes(), path), notes), path)
         except StorageError as error:
             raise BadInput(path, f"not a safetensors file, or damaged: {error.__cause__ or error}") from error
     if path.suffix.lower() not in TORCH_SUFFIXES:
         known = ", ".join((".safetensors", *TORCH_SUFFIXES))
         raise BadInput(path, f"expected a weights file ({known}), received {path.suffix or 'no suffix'}")
-    return _strip_prefixes(_unwrap(_load_tensors_only(path, max_bytes), path, notes), notes)
+    return _finite(_strip_prefixes(_unwrap(_load_tensors_only(path, max_bytes), path, notes), notes), path)
+
+
+def _finite(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise BadInput(path, f"{key[:80]!r} holds NaN or infinite values")
+    return tensors
 
 
 def _load_tensors_only(path: Path, max_bytes: int) -> Any:

@@ -121,8 +121,11 @@ def test_neither_name_nor_folder(tmp_path: Path) -> None:
         load("cifar01")
     file = tmp_path / "cifar-10-python.tar.gz"
     file.write_bytes(b"")
-    with pytest.raises(UsageError, match="expected a folder of pictures or the name of a data set"):
+    with pytest.raises(UsageError, match="give the name and the archive as the data folder"):
         load(file)
+    (tmp_path / "pictures.zip").write_bytes(b"PK")
+    with pytest.raises(UsageError, match="expected a folder of pictures, a list of them"):
+        load(tmp_path / "pictures.zip")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from opsin.data import index as indices
-from opsin.data.index import ArraySource, FileSource, Index, check, in_threads, scan, scan_splits, split_stratified
+from opsin.data.datasets import load
+from opsin.data.index import ArraySource, FileSource, Index, check, in_threads, scan, split_stratified
 from opsin.errors import BadInput, DataError, UsageError
 from tests import make
 
@@ -171,16 +172,16 @@ def test_changing_a_picture_does_not_change_the_data_set() -> None:
 @pytest.mark.parametrize("validation", ["val", "valid", "Validation"])
 def test_split_folders(tmp_path: Path, validation: str) -> None:
     fill(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/2.png", "test/b/2.png")
-    assert set(scan_splits(tmp_path)) == {"train", "test"}
+    assert set(load(tmp_path)) == {"train", "test"}
     fill(tmp_path, f"{validation}/a/3.png", f"{validation}/b/3.png")
-    splits = scan_splits(tmp_path)
+    splits = load(tmp_path)
     assert list(splits) == ["train", "val", "test"]
     assert splits["val"].keys == [f"{validation}/a/3.png", f"{validation}/b/3.png"]
     assert splits["train"].classes == splits["test"].classes == ("a", "b")
 
 
 def test_validation_without_test_is_what_is_reported(tmp_path: Path) -> None:
-    splits = scan_splits(fill(tmp_path, "Training/a/1.png", "val/a/2.png"))
+    splits = load(fill(tmp_path, "Training/a/1.png", "val/a/2.png"))
     assert list(splits) == ["train", "test"] and splits["test"].keys == ["val/a/2.png"]
 
 
@@ -189,25 +190,25 @@ def test_classes_of_the_splits_must_agree(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match=r"test/ and train/ must hold the same classes; test/ lacks b, c; only test/ has d"
     ):
-        scan_splits(tmp_path)
+        load(tmp_path)
 
 
 def test_split_folders_beside_others_are_ambiguous(tmp_path: Path) -> None:
     fill(tmp_path, "train/a/1.png", "test/a/1.png", "masks/1.png")
     with pytest.raises(DataError, match=r"holds test/, train/ and also masks/"):
-        scan_splits(tmp_path)
+        load(tmp_path)
     shutil.rmtree(tmp_path / "masks")
     fill(tmp_path, "val/a/1.png", "valid/a/1.png")
     with pytest.raises(DataError, match="expected one folder for each split, found test, train, val, valid"):
-        scan_splits(tmp_path)
+        load(tmp_path)
 
 
 def test_classes_that_are_called_train_and_test(tmp_path: Path) -> None:
     names = [f"{name}/{i}.png" for name in ("train", "plane") for i in range(3)]
-    splits = scan_splits(fill(tmp_path / "vehicles", *names))
+    splits = load(fill(tmp_path / "vehicles", *names))
     assert splits["train"].classes == ("plane", "train")
     names = [f"{name}/{i}.png" for name in ("train", "test") for i in range(3)]
-    assert scan_splits(fill(tmp_path / "flat", *names))["val"].classes == ("test", "train")
+    assert load(fill(tmp_path / "flat", *names))["val"].classes == ("test", "train")
 
 
 @pytest.mark.parametrize("counts", [(100, 50, 10), (3, 3, 3), (14, 15, 999)])
@@ -236,7 +237,7 @@ def test_split_depends_on_the_seed_alone() -> None:
 def test_classes_with_too_few_pictures_are_named(tmp_path: Path) -> None:
     fill(tmp_path, *(f"a/{i}.png" for i in range(3)), "b/1.png", "b/2.png", "c/1.png")
     with pytest.raises(DataError, match=r"at least 3 pictures; too few in: b \(2\), c \(1\)"):
-        scan_splits(tmp_path)
+        load(tmp_path)
     with pytest.raises(UsageError, match="expected positive numbers whose sum is 1"):
         split_stratified(of_labels([0] * 9, 1), {"train": 0.8, "val": 0.1}, 0)
 
@@ -252,8 +253,8 @@ def test_skip_leaves_bad_pictures_out_before_the_split(tmp_path: Path) -> None:
     (tmp_path / "b/0.png").write_bytes(b"GIF89a")
     (tmp_path / "b/9.jpg").write_bytes(make.encode(make.gradient(64, 64), "JPEG")[:-9])
     with pytest.raises(BadInput, match=r"a/1\.png: truncated PNG: .* \(2 more of 11 pictures cannot be used either\)"):
-        scan_splits(tmp_path)
-    splits = scan_splits(tmp_path, on_bad_image="skip")
+        load(tmp_path)
+    splits = load(tmp_path, on_bad_image="skip")
     assert {name: len(part) for name, part in splits.items()} == {"train": 4, "val": 2, "test": 2}
     skipped = [os.path.relpath(error.path, tmp_path) for part in splits.values() for error in part.skipped]
     assert skipped == ["a/1.png", "b/0.png", "b/9.jpg"]  # each once, over all parts
@@ -267,7 +268,7 @@ def test_class_that_loses_all_its_pictures_is_named(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b/1.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"no picture that can be read is left in b; .*b/1\.png: empty file"):
-        scan_splits(tmp_path, on_bad_image="skip")
+        load(tmp_path, on_bad_image="skip")
 
 
 @pytest.mark.parametrize("workers", [1, 4])
