@@ -350,6 +350,7 @@ class _Training:
         self.epoch_open = False  # an epoch has ended whose evaluation is not yet in the history
         self.latest: Report | None = None
         self.saved = (-1, time.monotonic())  # step and time of the last checkpoint
+        self.verified: set[str] = set()  # the checkpoints that this process has read whole
 
     def _loader(self) -> loader.MemoryLoader | loader.DiskLoader:
         recipe, index = self.recipe, self.splits["train"]
@@ -401,7 +402,11 @@ class _Training:
 
     def run(self) -> Run:
         restored = checkpoint.restore(
-            self.state, self.folder / "checkpoints", precision=self.precision, warn=self.reporter.warn
+            self.state,
+            self.folder / "checkpoints",
+            precision=self.precision,
+            warn=self.reporter.warn,
+            verified=self.verified,
         )
         if restored is None:
             self._begin()
@@ -426,6 +431,8 @@ class _Training:
 
     def _begin(self) -> None:
         self.log = Log(self.folder)
+        if (self.folder / "recipe.toml").exists():
+            self.reporter.say("nothing was saved yet: training starts from its first step")
         self._write_facts()
         self._show_inputs()
 
@@ -444,6 +451,9 @@ class _Training:
         # The freezing of groups whose time is over is a function of the progress: put it back for what comes next.
         optim.set_rates(self.state.optimizer, 0.0, self.state.progress.step / self.total_steps)
         self.log = Log(self.folder, notes["log_length"])
+        if self.log.length < notes["log_length"]:
+            missing = notes["log_length"] - self.log.length
+            self.reporter.warn(f"{self.folder / 'log.jsonl'}: {missing} bytes of lines before this step are missing")
         self.saved = (self.state.progress.step, time.monotonic())
         at = self.state.progress
         self.reporter.say(f"going on after step {at.step} of {self.total_steps} (epoch {at.epoch + 1})")
@@ -578,11 +588,6 @@ class _Training:
         )
 
     def _save(self) -> None:
-        if not all(bool(t.isfinite().all()) for t in self.model.state_dict().values() if t.is_floating_point()):
-            step = self.state.progress.step
-            raise NonFiniteLoss(
-                f"the weights became NaN or infinite in step {step}; a lower learning rate usually helps"
-            )
         self.log.sync()
         tensors: dict[str, Mapping[str, Tensor]] = {}
         if self.ema is not None:
@@ -604,6 +609,8 @@ class _Training:
                 "fingerprint": self.fingerprint,
             },
             tensors=tensors,
+            keep=self.recipe.keep,
+            verified=self.verified,
         )
         self.saved = (self.state.progress.step, time.monotonic())
 
