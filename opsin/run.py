@@ -192,7 +192,17 @@ def resume(folder: Path | str, *, reporter: Reporter | None = None) -> Run:
             values = storage.read_json((folder / "report.json").read_bytes(), folder / "report.json")
             return Run(folder, recipe, report=Report.from_dict(values, str(folder / "report.json")))
         splits = _load(recipe, reporter)
-        return _Training(recipe, folder, splits, [], reporter).run()
+        return _Training(recipe, folder, splits, _words(folder), reporter).run()
+
+
+def _words(folder: Path) -> list[str]:
+    """What was said when the run began, for its report; a checkpoint, where there is one, has it too."""
+    path = folder / "environment.json"
+    try:
+        words = storage.read_json(path.read_bytes(), path).get("words", [])
+    except OSError:
+        return []
+    return words if isinstance(words, list) else []
 
 
 def import_weights(
@@ -655,13 +665,15 @@ class _Training:
     # -- said and shown -----------------------------------------------------------------------------------------------
 
     def _write_facts(self) -> None:
-        storage.write_file(self.folder / "recipe.toml", recipe_values.to_toml(self.recipe))
-        storage.write_file(self.folder / "environment.json", json.dumps(self.environment, indent=1))
+        facts = self.environment | {"words": self.words}
+        storage.write_file(self.folder / "environment.json", json.dumps(facts, indent=1))
         listed: dict[str, Any] = {part: {"n": len(index)} for part, index in self.splits.items()}
         if self.recipe.data.name not in datasets.DATASETS or self.recipe.data.validation:
             for part, index in self.splits.items():
                 listed[part]["keys"] = list(index.keys)
         storage.write_file(self.folder / "splits.json", json.dumps(listed))
+        # Last: with it the folder holds a run.
+        storage.write_file(self.folder / "recipe.toml", recipe_values.to_toml(self.recipe))
 
     def _show_inputs(self) -> None:
         """`inputs.png`: pictures of the first batch as the network sees them, augmentation included."""
