@@ -95,7 +95,7 @@ def test_killed_at_random_moments_and_resumed_gives_the_same_bits(nursery, whole
         while True:
             [pid] = go_on(nursery, command, run, draw=False)
             if done < kills:
-                time.sleep(rng.uniform(0, 0.6 * seconds))
+                time.sleep(rng.uniform(0, 0.9 * seconds))
                 with contextlib.suppress(ProcessLookupError):  # it may just have ended
                     os.kill(pid, signal.SIGKILL)
             [child] = nursery.wait()
@@ -146,7 +146,7 @@ def test_a_signal_at_any_moment_ends_within_a_step_and_loses_nothing(nursery, wh
 
 
 def check_saves(folder):
-    """Whatever happened to `crash.saves`, all that is there is whole, old or new, and the next start leaves no trace."""
+    """Whatever happened to `crash.saves`: what is there is whole, old or new, and the next start leaves no trace."""
     done = (folder / "done").stat().st_size if (folder / "done").exists() else 0
     found = checkpoint.steps(folder / "checkpoints")
     for path in found:
