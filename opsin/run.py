@@ -199,10 +199,10 @@ def _words(folder: Path) -> list[str]:
     """What was said when the run began, for its report; a checkpoint, where there is one, has it too."""
     path = folder / "environment.json"
     try:
-        words = storage.read_json(path.read_bytes(), path).get("words", [])
-    except OSError:
+        facts = storage.read_json(path.read_bytes(), path)
+    except OSError:  # a run of an older opsin, or one without it: the words are for people only
         return []
-    return words if isinstance(words, list) else []
+    return list(facts.get("words", [])) if isinstance(facts, dict) else []
 
 
 def import_weights(
