@@ -2,13 +2,14 @@
 
     checkpoints/step-00000123/   tensors.safetensors   state.json   manifest.json
 
-The newest folder that verifies wins. Order is by step, never by clock.
+The newest folder that verifies wins. Order is by step, never by clock. The last `keep` that verify are kept, and the
+damaged ones among them.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +18,11 @@ import torch
 from torch import Tensor
 
 from opsin import storage
-from opsin.errors import StorageError
+from opsin.errors import NonFiniteLoss, StorageError
 from opsin.train import Precision, TrainState
 from opsin.types import Progress
 
-KEEP = 2
+KEEP = 2  # with one that is lost, there is another
 
 
 class Restored(NamedTuple):
@@ -39,11 +40,15 @@ def save(
     notes: Mapping[str, Any],
     tensors: Mapping[str, Mapping[str, Tensor]],
     keep: int = KEEP,
+    verified: set[str] | None = None,
 ) -> None:
-    """Write a checkpoint into `folder`, then remove those older than the last `keep`.
+    """Write a checkpoint into `folder`, then remove those older than the last `keep` that verify.
 
     notes: anything JSON can hold. tensors: named sets of tensors beside the model's (moving averages, best weights).
+    verified: names of checkpoints that this process has read whole, which need not be read again; added to.
+    `NonFiniteLoss` when a number is NaN or infinite: nothing is written then.
     """
+    verified = set() if verified is None else verified
     held: dict[str, Tensor] = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
     numbers: dict[str, Any] = {}
     for index, parameter in enumerate(_parameters(state.optimizer)):
@@ -54,6 +59,12 @@ def save(
                 numbers[f"{index}/{key}"] = value
     for name, group in tensors.items():
         held.update({f"{name}/{key}": tensor for key, tensor in group.items()})
+    for name, tensor in held.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise NonFiniteLoss(
+                f"{name.replace('/', ' ', 1)} became NaN or infinite in step {state.progress.step}; "
+                "a lower learning rate usually helps"
+            )
     held["random/cpu"] = torch.get_rng_state()
     device = next(state.model.parameters()).device
     if device.type == "cuda":
@@ -68,46 +79,74 @@ def save(
         "sets": sorted(tensors),
         "notes": dict(notes),
     }
+    new = folder / f"step-{state.progress.step:08d}"
     storage.write_folder(
-        folder / f"step-{state.progress.step:08d}",
+        new,
         {
             "tensors.safetensors": storage.to_safetensors(held),
             "state.json": json.dumps(document, allow_nan=False).encode(),
         },
     )
-    # Checkpoints of later steps are there only when they were damaged and passed over: they count for nothing.
-    name = f"step-{state.progress.step:08d}"
-    past = [path for path in steps(folder) if path.name <= name]
-    for old in past[:-keep] + [path for path in steps(folder) if path.name > name]:
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(old.with_name(f"{old.name}.old"), ignore_errors=True)
-    for leftover in folder.glob(".step-*.tmp-*"):  # of a process that was killed; the run's lock keeps others away
-        shutil.rmtree(leftover, ignore_errors=True)
+    verified.add(new.name)  # `write_folder` has read it back
+    good = 0
+    for path in reversed(steps(folder)):
+        # Later steps are there only when they were damaged and passed over: they count for nothing.
+        if step_of(path) > state.progress.step or good >= max(KEEP, keep):
+            storage.discard(path)
+            verified.discard(path.name)
+        elif path.name in verified or _whole(path):
+            verified.add(path.name)
+            good += 1
+    storage.sweep(folder)  # of a process that was killed; the run's lock keeps others away
+
+
+def _whole(path: Path) -> bool:
+    try:
+        storage.read_folder(path)
+    except StorageError:
+        return False
+    return True
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder, from its name; -1 for any other name."""
+    match = re.fullmatch(r"step-([0-9]{8,})(\.old)?", path.name)
+    return int(match[1]) if match else -1
 
 
 def steps(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first."""
-    names = {path.name.removesuffix(".old") for path in folder.glob("step-*")}
-    return [folder / name for name in sorted(names)]
+    """The checkpoints in `folder`, oldest step first."""
+    names = {path.name.removesuffix(".old") for path in folder.glob("step-*") if step_of(path) >= 0}
+    return sorted((folder / name for name in names), key=step_of)
 
 
 def restore(
-    state: TrainState[Any], folder: Path, *, precision: Precision, warn: Callable[[str], None]
+    state: TrainState[Any],
+    folder: Path,
+    *,
+    precision: Precision,
+    warn: Callable[[str], None],
+    verified: set[str] | None = None,
 ) -> Restored | None:
     """Put the newest checkpoint that verifies into `state`; None when there is none at all.
 
     A damaged one is named through `warn` and the one before it is taken. When all are damaged, `StorageError`:
-    a training never starts afresh over what somebody believes to be saved.
+    a training never starts afresh over what somebody believes to be saved. verified: the name taken is added.
     """
+    storage.sweep(folder)
     found = steps(folder)
     for path in reversed(found):
         try:
             files = storage.read_folder(path)
             document = storage.read_json(files["state.json"], path / "state.json")
+            if not isinstance(document, dict) or document.get("version") != 1:
+                raise StorageError(f"{path / 'state.json'}: expected version 1, received {str(document)[:80]}")
             tensors = storage.from_safetensors(files["tensors.safetensors"], path / "tensors.safetensors")
         except (StorageError, KeyError) as error:
             warn(f"checkpoint {path.name} cannot be used and is passed over: {error}")
             continue
+        if verified is not None:
+            verified.add(path.name)
         return _apply(state, document, tensors, precision, path)
     if found:
         raise StorageError(

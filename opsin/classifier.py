@@ -159,8 +159,7 @@ def load(folder: Path | str, device: str = "cpu") -> Classifier:
     `StorageError` that names it.
     """
     for place in (Path(folder), Path(folder) / "classifier"):
-        # An older folder lies beside for the moment of a replacement; `read_folder` knows.
-        if (place / storage.MANIFEST).is_file() or (place.with_name(f"{place.name}.old") / storage.MANIFEST).is_file():
+        if storage.holds(place):
             folder = place
             break
     else:

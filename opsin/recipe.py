@@ -30,6 +30,7 @@ class Data:
     in the cache.
     validation: the part of the training pictures held out for choosing (0: none; the last epoch is reported).
     loader: "memory" (uint8 on the device), "disk" (threads decode while training runs) or "auto" (by size).
+    workers: threads that decode; 0: the calling one does. No number changes the result.
     on_bad_image: "error" stops at the first picture that cannot be read, "skip" leaves it out, counted and reported.
     """
 
@@ -187,12 +188,16 @@ class Recipe:
     clip: float = 0.0
     ema: float = 0.0
     save_every: int = 0  # steps between checkpoints within an epoch; 0: at the end of each epoch only
+    keep: int = 2  # checkpoints kept, the newest that verify
 
     def __post_init__(self) -> None:
         for key, value, least in (
             ("epochs", self.epochs, 1),
             ("data.batch_size", self.data.batch_size, 1),
             ("accumulate", self.accumulate, 1),
+            ("keep", self.keep, 2),
+            ("save_every", self.save_every, 0),
+            ("data.workers", self.data.workers, 0),
         ):
             if value < least:
                 raise UsageError(f"{key}: expected at least {least}, received {value}")

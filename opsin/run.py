@@ -193,7 +193,17 @@ def resume(folder: Path | str, *, reporter: Reporter | None = None) -> Run:
             values = storage.read_json((folder / "report.json").read_bytes(), folder / "report.json")
             return Run(folder, recipe, report=Report.from_dict(values, str(folder / "report.json")))
         splits = _load(recipe, reporter)
-        return _Training(recipe, folder, splits, [], reporter).run()
+        return _Training(recipe, folder, splits, _words(folder), reporter).run()
+
+
+def _words(folder: Path) -> list[str]:
+    """What was said when the run began, for its report; a checkpoint, where there is one, has it too."""
+    path = folder / "environment.json"
+    try:
+        facts = storage.read_json(path.read_bytes(), path)
+    except OSError:  # a run of an older opsin, or one without it: the words are for people only
+        return []
+    return list(facts.get("words", [])) if isinstance(facts, dict) else []
 
 
 def import_weights(
@@ -351,6 +361,7 @@ class _Training:
         self.epoch_open = False  # an epoch has ended whose evaluation is not yet in the history
         self.latest: Report | None = None
         self.saved = (-1, time.monotonic())  # step and time of the last checkpoint
+        self.verified: set[str] = set()  # the checkpoints that this process has read whole
 
     def _loader(self) -> loader.MemoryLoader | loader.DiskLoader:
         recipe, index = self.recipe, self.splits["train"]
@@ -402,7 +413,11 @@ class _Training:
 
     def run(self) -> Run:
         restored = checkpoint.restore(
-            self.state, self.folder / "checkpoints", precision=self.precision, warn=self.reporter.warn
+            self.state,
+            self.folder / "checkpoints",
+            precision=self.precision,
+            warn=self.reporter.warn,
+            verified=self.verified,
         )
         if restored is None:
             self._begin()
@@ -427,6 +442,8 @@ class _Training:
 
     def _begin(self) -> None:
         self.log = Log(self.folder)
+        if (self.folder / "recipe.toml").exists():
+            self.reporter.say("nothing was saved yet: training starts from its first step")
         self._write_facts()
         self._show_inputs()
 
@@ -445,6 +462,9 @@ class _Training:
         # The freezing of groups whose time is over is a function of the progress: put it back for what comes next.
         optim.set_rates(self.state.optimizer, 0.0, self.state.progress.step / self.total_steps)
         self.log = Log(self.folder, notes["log_length"])
+        if self.log.length < notes["log_length"]:
+            missing = notes["log_length"] - self.log.length
+            self.reporter.warn(f"{self.folder / 'log.jsonl'}: {missing} bytes of lines before this step are missing")
         self.saved = (self.state.progress.step, time.monotonic())
         at = self.state.progress
         self.reporter.say(f"going on after step {at.step} of {self.total_steps} (epoch {at.epoch + 1})")
@@ -579,11 +599,6 @@ class _Training:
         )
 
     def _save(self) -> None:
-        if not all(bool(t.isfinite().all()) for t in self.model.state_dict().values() if t.is_floating_point()):
-            step = self.state.progress.step
-            raise NonFiniteLoss(
-                f"the weights became NaN or infinite in step {step}; a lower learning rate usually helps"
-            )
         self.log.sync()
         tensors: dict[str, Mapping[str, Tensor]] = {}
         if self.ema is not None:
@@ -605,6 +620,8 @@ class _Training:
                 "fingerprint": self.fingerprint,
             },
             tensors=tensors,
+            keep=self.recipe.keep,
+            verified=self.verified,
         )
         self.saved = (self.state.progress.step, time.monotonic())
 
@@ -649,13 +666,15 @@ class _Training:
     # -- said and shown -----------------------------------------------------------------------------------------------
 
     def _write_facts(self) -> None:
-        storage.write_file(self.folder / "recipe.toml", recipe_values.to_toml(self.recipe))
-        storage.write_file(self.folder / "environment.json", json.dumps(self.environment, indent=1))
+        facts = self.environment | {"words": self.words}
+        storage.write_file(self.folder / "environment.json", json.dumps(facts, indent=1))
         listed: dict[str, Any] = {part: {"n": len(index)} for part, index in self.splits.items()}
         if self.recipe.data.name not in datasets.DATASETS or self.recipe.data.validation:
             for part, index in self.splits.items():
                 listed[part]["keys"] = list(index.keys)
         storage.write_file(self.folder / "splits.json", json.dumps(listed))
+        # Last: with it the folder holds a run.
+        storage.write_file(self.folder / "recipe.toml", recipe_values.to_toml(self.recipe))
 
     def _show_inputs(self) -> None:
         """`inputs.png`: pictures of the first batch as the network sees them, augmentation included."""

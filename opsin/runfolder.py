@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import fcntl
 import io
 import json
 import os
@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,35 +22,79 @@ from typing import Any
 from opsin import storage
 from opsin.errors import Interrupted, StorageError, UsageError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 
 class Lock:
-    """At most one process writes into a run folder. The kernel frees the lock when its holder dies, however it dies."""
+    """At most one process writes into a run folder. The kernel frees the lock when its holder dies, however it dies.
+
+    `UsageError` names the holder. What a process that was killed left half written in the folder is removed.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "run.lock"
+        if fcntl is None:
+            raise UsageError("training needs a lock on the run folder, which Windows does not have; use Linux or macOS")
+        path = folder / "run.lock"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a+", encoding="utf-8")  # noqa: SIM115 (held as long as the lock)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise StorageError(f"cannot write into {folder}: {error.strerror or error}") from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.seek(0)
-            holder = self._file.read(200).strip() or "unknown"
-            self._file.close()
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = self._holder()
+            self.release()
             raise UsageError(
                 f"{folder} is in use by {holder}; wait for it, or choose another folder with --out"
             ) from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {platform.node()}")
-        self._file.flush()
+        except OSError as error:
+            self.release()
+            raise StorageError(f"cannot lock {path}: {error.strerror or error}; choose another disk") from error
+        _HELD.add(self)
+        with contextlib.suppress(OSError):  # the name is for people only
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, f"process {os.getpid()} on {platform.node()}".encode())
+        storage.sweep(folder)
+
+    def _holder(self) -> str:
+        """Who holds the lock, as soon as they have written it down: until then an older, dead process is named."""
+        text, deadline = "", time.monotonic() + 1
+        while time.monotonic() < deadline:
+            text = os.pread(self._descriptor, 200, 0).decode(errors="replace")
+            words = text.split(" ", 3)
+            if len(words) == 4 and words[0] == "process" and words[1].isdecimal():
+                try:
+                    if words[3] == platform.node():
+                        os.kill(int(words[1]), 0)
+                    return text
+                except PermissionError:  # it lives, and is somebody else's
+                    return text
+                except (ProcessLookupError, OverflowError):
+                    pass
+            time.sleep(0.01)
+        return text.strip() or "another process"
 
     def __enter__(self) -> Lock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.release()
+
+    def release(self) -> None:
+        _HELD.discard(self)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+# A forked process would hold its parent's locks as well, and keep them when the parent is killed.
+_HELD: weakref.WeakSet[Lock] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [lock.release() for lock in list(_HELD)])
 
 
 class Signals:
@@ -83,32 +129,36 @@ class Signals:
 
 
 class Log:
-    """`log.jsonl`, one object a line, and `log.csv`, one row a pass. On resume it is cut back to the checkpoint."""
+    """`log.jsonl`, one object a line, and `log.csv`, one row a pass.
+
+    On resume it is cut back to the `length` bytes that the checkpoint counts; where there are fewer, `length` says so.
+    """
 
     def __init__(self, folder: Path, length: int = 0) -> None:
         self._path, self._csv = folder / "log.jsonl", folder / "log.csv"
+        self._descriptor = -1
+        with self._writing():
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            self.length = min(length, os.fstat(self._descriptor).st_size)
+            os.ftruncate(self._descriptor, self.length)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            self._file = open(self._path, "ab")  # noqa: SIM115 (held as long as the run)
-            self._file.truncate(length)
+            yield
         except OSError as error:
             raise StorageError(f"cannot write {self._path}: {error.strerror or error}") from error
-        self.length = length
 
     def write(self, row: Mapping[str, Any]) -> None:
         line = json.dumps(row, allow_nan=False).encode() + b"\n"
-        try:
-            self._file.write(line)
-            self._file.flush()
-        except OSError as error:
-            raise StorageError(f"cannot write {self._path}: {error.strerror or error}") from error
+        with self._writing():
+            storage.write_all(self._descriptor, line)
         self.length += len(line)
 
     def sync(self) -> None:
         """Put on disk what was written, before a checkpoint says how much of it counts."""
-        try:
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise StorageError(f"cannot write {self._path}: {error.strerror or error}") from error
+        with self._writing():
+            os.fsync(self._descriptor)
 
     def write_csv(self, history: list[dict[str, Any]]) -> None:
         if history:
@@ -119,7 +169,9 @@ class Log:
             storage.write_file(self._csv, table.getvalue())
 
     def close(self) -> None:
-        self._file.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
 def environment(device: str, threads: int) -> dict[str, Any]:

@@ -236,7 +236,7 @@ def test_damaged_checkpoints_of_later_steps_do_not_push_out_good_ones(tmp_path):
     (tmp_path / "step-00000004" / "state.json").write_bytes(b"{}")
     restored = checkpoint.restore(state, tmp_path, precision=Precision(), warn=lambda text: None)
     assert restored.notes == {"step": 3}
-    (tmp_path / ".step-00000009.tmp-1").mkdir()
+    (tmp_path / ".step-00000009.opsin-tmp-1").mkdir()
     state.progress = Progress(step=3)
     checkpoint.save(state, tmp_path, precision=Precision(), notes={"step": 33}, tensors={})
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from opsin.data.index import ArraySource, Index, first_of, in_threads, pick, without
 from opsin.data.rng import order as order
-from opsin.errors import BadInput, UsageError
+from opsin.errors import BadInput, OpsinError, UsageError
 from opsin.preprocess import Preprocess
 from opsin.types import Batch
 
 LOOK_AHEAD = 3  # batches under way beside the one that is waited for
+PATIENCE = 0.5  # seconds after which the caller does itself what no worker has begun
 
 
 def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:
@@ -151,6 +152,20 @@ class DiskLoader(_Loader):
                 self._row(images, row, int(place), epoch)
             yield self._batch(images, places, epoch)
 
+    def _settle(self, task: Future[None], images: Tensor, row: int, place: int, epoch: int) -> None:
+        """Wait for a worker's row, or do it here when its worker was killed before it or in it.
+
+        A row is a pure function of its place and the epoch: whoever does it, it is the same.
+        """
+        try:
+            error = task.exception(PATIENCE)
+        except TimeoutError:
+            error = CancelledError() if task.cancel() else task.exception()
+        if isinstance(error, OpsinError):
+            raise error
+        if error is not None:
+            self._row(images, row, place, epoch)
+
     def _threaded(self, epoch: int, batches: Iterator[np.ndarray]) -> Iterator[Batch]:
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="opsin-loader")
         waiting: deque[tuple[Tensor, np.ndarray, list[Future[None]]]] = deque()
@@ -165,8 +180,8 @@ class DiskLoader(_Loader):
                 if not waiting:
                     return
                 images, places, tasks = waiting.popleft()
-                for task in tasks:
-                    task.result()
+                for row, task in enumerate(tasks):
+                    self._settle(task, images, row, int(places[row]), epoch)
                 yield self._batch(images, places, epoch)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

@@ -29,12 +29,8 @@ def test_every_flipped_bit_and_every_truncation_is_found(tmp_path):
             damaged = bytearray(whole)
             damaged[bit // 8] ^= 1 << bit % 8
             path.write_bytes(damaged)
-            try:
-                files = storage.read_folder(folder)
-            except StorageError:
-                continue
-            # A bit of the manifest may change what it says without changing what it means: white space, nothing else.
-            assert path.name == storage.MANIFEST and files == FILES
+            with pytest.raises(StorageError, match=path.name if path.name != storage.MANIFEST else str(folder)):
+                storage.read_folder(folder)
         for length in range(0, len(whole), max(1, len(whole) // 25)):
             path.write_bytes(whole[:length])
             with pytest.raises(StorageError, match=path.name):
@@ -81,7 +77,9 @@ def test_whichever_call_fails_the_old_state_or_the_new_one_is_there(tmp_path, mo
         monkeypatch.undo()
         assert storage.read_folder(folder) in (FILES, {"new": b"2"})
         assert file.read_bytes() in (b"old", b"new")
-        assert not [path for path in tmp_path.iterdir() if ".tmp-" in path.name]
+        # Where a new name may not be on disk yet, the older folder is left until the next save.
+        storage.write_folder(folder, FILES)
+        assert not [path for path in tmp_path.iterdir() if "opsin-tmp" in path.name]
         if count < nth:
             assert not fired
             return
