@@ -5,28 +5,25 @@ Results go to stdout, everything else to stderr. Nothing here imports torch, num
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
-from opsin import __version__
+from opsin import __version__, chosen
 from opsin.console import Console, percent, printable
-from opsin.errors import BadInput, DataError, GateNotMet, OpsinError, StorageError, UsageError, near
+from opsin.errors import BadInput, DataError, GateNotMet, OpsinError, UsageError, near
+from opsin.show import PredictionWriter, in_words, one_line, plain, print_json, print_report, print_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from opsin.classifier import Classifier, Prediction
-    from opsin.data.index import Index
     from opsin.recipe import Recipe
     from opsin.run import Run
 
@@ -65,9 +62,6 @@ def _command(order: int, usage: str, name: str | None = None) -> Any:
     """Decorator: a command in its place in the list, with its usage line."""
     return app.command(name=name, sort_key=order, usage=f"Usage: opsin {usage} [OPTIONS]", help_epilogue="")
 
-
-MAX_SPLITS = 1 << 29  # bytes of a splits.json
-STDIN = "<stdin>"  # what a lone dash becomes, which cyclopts would take for an option
 
 # What several commands take
 RunFolder = Annotated[Path, Parameter(help="Folder of a run, or the classifier/ folder in it.")]
@@ -204,7 +198,7 @@ def _show_recipe(recipe: Recipe, as_json: bool) -> None:
     from opsin.recipe import to_dict, to_toml
 
     if as_json:
-        _print_json(to_dict(recipe))
+        print_json(to_dict(recipe))
     else:
         print(to_toml(recipe), end="")
 
@@ -214,9 +208,9 @@ def _show_run(run: Run, as_json: bool) -> None:
     page, classifier, report = run.folder / "report.html", run.folder / "classifier", run.report.to_dict()
     if as_json:
         where = {"run": str(run.folder), "report_html": str(page), "classifier": str(classifier)}
-        _print_json({**where, "report": report})
+        print_json({**where, "report": report})
         return
-    _print_report(report)
+    print_report(report)
     print(f"report      {page}")
     print(f"classifier  {classifier}")
 
@@ -254,7 +248,7 @@ def evaluate(
     reporter = Console(quiet=quiet)
     try:
         classifier = classifiers.load(run, _device(device))
-        index = _index(run, data, split, data_dir, on_bad_image, reporter)
+        index = chosen.index(run, data, split, data_dir, on_bad_image, reporter)
         report = evaluate_index(
             classifier,
             index,
@@ -267,9 +261,9 @@ def evaluate(
     if out is not None:
         reports.write(out, report, pictures=index.image, title=f"Evaluation of {run}")
     if json_:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
         return
-    _print_report(report.to_dict())
+    print_report(report.to_dict())
     if out is not None:
         print(f"report      {out / 'report.html'}")
 
@@ -317,7 +311,7 @@ def predict(
     images: list[Path | bytes] = []
     for argument in pictures:
         try:
-            for key, image in _pictures(argument):
+            for key, image in chosen.pictures(argument):
                 keys.append(key)
                 images.append(image)
         except BadInput as error:
@@ -325,7 +319,7 @@ def predict(
 
     answers: list[tuple[int, list[Prediction]]] = []  # place in `images`, what is in it; kept only where needed
     read = 0
-    write = _PredictionWriter("csv" if csv_ else "text")
+    write = PredictionWriter("csv" if csv_ else "text")
     with Decoders(min(2, len(images))) as decoders:
         batches = classifiers.prepared_batches(
             classifier,
@@ -344,7 +338,7 @@ def predict(
                     write(keys[place], named)
     if json_:
         rows = [{"key": keys[place], "predictions": [p._asdict() for p in named]} for place, named in answers]
-        _print_json({"predictions": rows, "unreadable": bad})
+        print_json({"predictions": rows, "unreadable": bad})
     if sheet is not None:
         reports.write_sheet(
             sheet,
@@ -384,7 +378,7 @@ def features(
     reporter = Console(quiet=quiet)
     try:
         classifier = classifiers.load(run, _device(device))
-        index = _index(run, data, split, data_dir, on_bad_image, reporter)
+        index = chosen.index(run, data, split, data_dir, on_bad_image, reporter)
         vectors = classifiers.features(classifier, index, at, maps=maps).numpy()
     finally:
         reporter.finish()
@@ -400,7 +394,7 @@ def features(
     if index.skipped:
         reporter.warn(f"pictures left out: {len(index.skipped)}; the first: {index.skipped[0]}")
     if json_:
-        _print_json({"file": str(out), "at": at, "shape": list(vectors.shape), "dtype": str(vectors.dtype)})
+        print_json({"file": str(out), "at": at, "shape": list(vectors.shape), "dtype": str(vectors.dtype)})
     else:
         print(f"{out}  vectors {' × '.join(map(str, vectors.shape))}")
 
@@ -468,7 +462,7 @@ def import_weights(
     for note in notes:
         reporter.say(note)
     if json_:
-        _print_json({"classifier": str(out), "classes": list(names), "notes": notes})
+        print_json({"classifier": str(out), "classes": list(names), "notes": notes})
     else:
         print(f"classifier  {out}")
 
@@ -513,13 +507,13 @@ def models(
     if name is not None:
         _show_model(name, json_)
     elif json_:
-        _print_json({name: _plain(entry) for name, entry in MODELS.items()})
+        print_json({name: plain(entry) for name, entry in MODELS.items()})
     else:
         rows = [
             (name, entry.year, f"{entry.params:,}", entry.native_size, entry.least_size, entry.paper)
             for name, entry in MODELS.items()
         ]
-        _print_table(("name", "year", "parameters", "size", "least", "paper"), rows, right=(1, 2, 3, 4))
+        print_table(("name", "year", "parameters", "size", "least", "paper"), rows, right=(1, 2, 3, 4))
 
 
 def _show_model(name: str, as_json: bool) -> None:
@@ -539,7 +533,7 @@ def _show_model(name: str, as_json: bool) -> None:
         stages.append({"name": "head", "shape": list(net(images).logits.shape[1:]), "parameters": head})
     options = networks.options(name)
     if as_json:
-        _print_json({"name": name, **_plain(entry), "options": options, "stages": stages})
+        print_json({"name": name, **plain(entry), "options": options, "stages": stages})
         return
     print(f"{name}: {entry.summary} ({entry.paper})")
     side = f"{entry.native_size}×{entry.native_size}"
@@ -549,7 +543,7 @@ def _show_model(name: str, as_json: bool) -> None:
         print("options: " + ", ".join(f"{key}={value!r}" for key, value in options.items()))
     print()
     rows = [(s["name"], " × ".join(map(str, s["shape"])), f"{s['parameters']:,}") for s in stages]
-    _print_table(("stage", "output", "parameters"), rows, right=(2,))
+    print_table(("stage", "output", "parameters"), rows, right=(2,))
 
 
 @data_app.command(name="list", usage="Usage: opsin data list [OPTIONS]")
@@ -558,13 +552,13 @@ def data_list(*, json_: Json = False) -> None:
     from opsin.data.datasets import DATASETS
 
     if json_:
-        _print_json({name: _plain(info) for name, info in DATASETS.items()})
+        print_json({name: plain(info) for name, info in DATASETS.items()})
         return
     rows = [
-        (name, f"{info.size[0]}×{info.size[1]}×{info.channels}", len(info.classes), _text(info.splits), info.title)
+        (name, f"{info.size[0]}×{info.size[1]}×{info.channels}", len(info.classes), in_words(info.splits), info.title)
         for name, info in DATASETS.items()
     ]
-    _print_table(("name", "size", "classes", "pictures", "title"), rows, right=(2,))
+    print_table(("name", "size", "classes", "pictures", "title"), rows, right=(2,))
 
 
 @data_app.command(name="show", usage="Usage: opsin data show DATA [OPTIONS]")
@@ -586,10 +580,10 @@ def data_show(
         raise UsageError(f"no data set {name!r}, and no such folder or file; {near(name, DATASETS)}")
     info, cache = DATASETS[name], cache_folder(name)
     if json_:
-        _print_json({"name": name, **_plain(info), "cache": str(cache)})
+        print_json({"name": name, **plain(info), "cache": str(cache)})
         return
     print(f"{name}: {info.title}\n{info.summary}")
-    print(f"pictures  {_text(info.splits)}; {info.size[0]}×{info.size[1]}, {info.channels} channels")
+    print(f"pictures  {in_words(info.splits)}; {info.size[0]}×{info.size[1]}, {info.channels} channels")
     print(f"classes   {len(info.classes)}: {', '.join(info.classes)}")
     print(f"home      {info.homepage}\nterms     {info.terms}")
     if info.files:
@@ -621,17 +615,17 @@ def data_check(
         rows = [{"file": bad.path, "reason": bad.reason} for bad in health.bad]
         formats = {name or "unknown": n for name, n in health.formats.items()}
         counts = {"pictures": health.pictures, "formats": formats, "ignored": list(health.ignored)}
-        _print_json({"data": data, **counts, "bad": rows})
+        print_json({"data": data, **counts, "bad": rows})
     else:
         if health.bad:
-            _print_table(("file", "reason"), [(bad.path, bad.reason) for bad in health.bad], fold=True)
+            print_table(("file", "reason"), [(bad.path, bad.reason) for bad in health.bad], fold=True)
             print()
         formats = ", ".join(f"{name or 'unknown'} {n:,}" for name, n in health.formats.items())
         print(f"looked at   {health.pictures:,} pictures: {formats}")
         print(f"unusable    {len(health.bad):,}" if health.bad else "unusable    none")
         if health.ignored:
             print(
-                f"passed over {len(health.ignored):,} (no picture by the name; the first: {_cell(health.ignored[0])})"
+                f"passed over {len(health.ignored):,} (no pictures by name; the first: {one_line(health.ignored[0])})"
             )
     return DataError.exit_code if health.bad else 0
 
@@ -649,13 +643,11 @@ def _show_own_data(name: str, as_json: bool) -> None:
     if as_json:
         splits = {part: len(index) for part, index in parts.items()}
         of_class = {part: dict(zip(classes, numbers, strict=True)) for part, numbers in counts.items()}
-        _print_json(
-            {"name": name, "splits": splits, "classes": list(classes), "pictures": of_class, "ignored": ignored}
-        )
+        print_json({"name": name, "splits": splits, "classes": list(classes), "pictures": of_class, "ignored": ignored})
         return
     rows = [(shown, *(numbers[k] for numbers in counts.values())) for k, shown in enumerate(classes)]
     rows.append((f"{len(classes)} classes", *map(len, parts.values())))
-    _print_table(("class", *parts), rows, right=range(1, len(parts) + 1))
+    print_table(("class", *parts), rows, right=range(1, len(parts) + 1))
     if ignored:
         print(f"not used: {len(ignored)} other files, the first: {printable(ignored[0])}")
 
@@ -668,7 +660,7 @@ def doctor(*, json_: Json = False) -> int:
 
     findings = examination.examine(cache_folder("digits").parent)
     if json_:
-        _print_json(examination.to_dict(findings))
+        print_json(examination.to_dict(findings))
     else:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:
@@ -679,135 +671,10 @@ def doctor(*, json_: Json = False) -> int:
     return int(any(finding.state == "broken" for finding in findings))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Finding and naming pictures
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def _device(name: str) -> str:
     from opsin.device import choose
 
     return str(choose(name))
-
-
-def _index(
-    run: Path, data: str | None, split: str | None, data_dir: str, on_bad_image: str, reporter: Console
-) -> Index:
-    """The pictures that `evaluate` and `features` mean, by the rules in the help of `--split`."""
-    from opsin.data import datasets
-    from opsin.data.index import WHOLE, in_splits
-
-    recipe = _recipe_of(run)
-    if recipe is None and data is None:
-        raise UsageError(f"{run} does not say what it was trained on; name the data: opsin evaluate RUN DATA")
-    own = "" if recipe is None else recipe.data.name
-    data = own if data is None else data
-    same, seed = _same_data(data, own), 0
-    if recipe is not None and same:
-        # The very pictures that the run read, so that no training picture slips into the test part.
-        data_dir, seed, on_bad_image = data_dir or recipe.data.data_dir, recipe.seed, recipe.data.on_bad_image
-    if same or data in datasets.DATASETS:
-        splits = datasets.load(
-            data, data_dir=data_dir, seed=seed, on_bad_image=on_bad_image, progress=reporter.counter(f"reading {data}")
-        )
-    else:
-        # Not `load`: what is only to be evaluated needs no training part.
-        splits = datasets.read_parts(data, on_bad_image=on_bad_image, progress=reporter.counter(f"reading {data}"))
-        if WHOLE in splits and split is None:
-            reporter.say(f"{data} has no train/, val/ or test/: all of its pictures are taken")
-            return splits[WHOLE]
-        if WHOLE in splits and split != "all":
-            splits = in_splits(splits, data, seed)
-    part = split or "test"
-    if part == "all":
-        return _join(list(splits.values()))
-    keys = _listed(run, part) if same else None
-    if keys is not None:
-        whole = _join(list(splits.values()))
-        places = {key: i for i, key in enumerate(whole.keys)}
-        gone = [key for key in keys if key not in places]
-        if gone:
-            raise DataError(
-                f"{len(gone)} pictures of this run's {part} part are no longer in {data}; the first: {gone[0]}"
-            )
-        return whole.subset([places[key] for key in keys])
-    if part not in splits:
-        raise UsageError(f"{data} has no part {part!r}; it has: {', '.join(splits)}")
-    return splits[part]
-
-
-def _listed(run: Path, part: str) -> list[str] | None:
-    """The names of the pictures of a part, where the run wrote them down (`splits.json`)."""
-    from opsin.data.index import read
-
-    for path in (run / "splits.json", run.resolve().parent / "splits.json"):
-        if path.is_file():
-            return _keys(read(path, MAX_SPLITS), path, part)
-    return None
-
-
-def _keys(data: bytes, path: Path, part: str) -> list[str] | None:
-    """The names listed for a part in the bytes of a `splits.json`; None where it lists none."""
-    from opsin.storage import read_json
-
-    listed = read_json(data, path, MAX_SPLITS)
-    of_part = listed.get(part, {}) if isinstance(listed, dict) else None
-    keys = of_part.get("keys") if isinstance(of_part, dict) else ...
-    if keys is None or (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
-        return keys
-    raise StorageError(f"{path}: expected the names of the pictures of each part")
-
-
-def _join(parts: Sequence[Index]) -> Index:
-    """The pictures of several parts of one data set, one part after the other."""
-    import numpy as np
-
-    from opsin.data.index import Index
-
-    class Joined:
-        def __init__(self, places: Sequence[tuple[Index, int]]) -> None:
-            self.places = places
-
-        def image(self, i: int, min_size: tuple[int, int] | None = None) -> Tensor:
-            part, place = self.places[i]
-            return part.image(place, min_size)
-
-        def data(self, i: int) -> bytes:
-            part, place = self.places[i]
-            return part.source.data(place)
-
-        def name(self, i: int) -> str:
-            part, place = self.places[i]
-            return part.source.name(place)
-
-        def subset(self, indices: np.ndarray) -> Joined:
-            return Joined([self.places[i] for i in indices])
-
-    keys = [key for part in parts for key in part.keys]
-    source = Joined([(part, i) for part in parts for i in range(len(part))])
-    return Index(
-        keys,
-        np.concatenate([part.labels for part in parts]),
-        parts[0].classes,
-        source,
-        sum((part.skipped for part in parts), ()),
-    )
-
-
-def _same_data(one: str, other: str) -> bool:
-    return one == other or bool(
-        other and os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
-    )
-
-
-def _recipe_of(run: Path) -> Recipe | None:
-    """The recipe of a run folder, given as itself or by its classifier/ folder; None where there is none."""
-    from opsin.recipe import from_toml
-
-    for path in (run / "recipe.toml", run.resolve().parent / "recipe.toml"):
-        if path.is_file():
-            return from_toml(path.read_text(encoding="utf-8"), str(path))
-    return None
 
 
 def _best(classifier: Classifier, prepared: Tensor, top: int) -> list[list[Prediction]]:
@@ -823,136 +690,6 @@ def _best(classifier: Classifier, prepared: Tensor, top: int) -> list[list[Predi
     ]
 
 
-def _pictures(argument: str) -> Iterator[tuple[str, Path | bytes]]:
-    """(key, picture) of one argument of `predict`; `BadInput` when it names nothing."""
-    import glob
-
-    from opsin.data.index import EXTENSIONS, MAX_FILE_BYTES
-
-    path = Path(argument)
-    if argument == STDIN:
-        data = sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise BadInput(argument, f"more than {MAX_FILE_BYTES} bytes")
-        yield argument, data
-    elif path.is_dir():
-        found = sorted(
-            p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file() and not p.name.startswith(".")
-        )
-        if not found:
-            raise BadInput(path, f"no pictures in this folder; looked for {', '.join(sorted(EXTENSIONS))}")
-        yield from ((str(p), p) for p in found)
-    elif path.exists() or not glob.has_magic(argument):
-        if not path.exists():
-            raise BadInput(path, "no such file or folder")
-        yield str(path), path
-    else:
-        names = sorted(name for name in glob.glob(argument, recursive=True) if os.path.isfile(name))
-        if not names:
-            raise BadInput(argument, "the pattern matches no file")
-        yield from ((name, Path(name)) for name in names)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Showing
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, allow_nan=False))
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    """A dataclass of a table as what JSON can hold."""
-    return json.loads(json.dumps(asdict(value), default=dict))
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_text(inner)}" for key, inner in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_text, value))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value > 9999 else str(value)
-
-
-def _print_report(report: Mapping[str, Any]) -> None:
-    low, high = report["top1_interval"]
-    right = report["n"] - report["num_wrong"]
-    interval = f"95 % interval {percent(low)} to {percent(high)}"
-    print(f"right       {percent(report['top1'])}  ({right:,} of {report['n']:,}; {interval})")
-    if len(report["classes"]) > 5:
-        print(f"among 5     {percent(report['top5'])}")
-    print(f"nll         {report['nll']:.4f} nats a picture")
-    print(f"calibration {percent(report['calibration_error'])} error")
-    if report.get("skipped"):
-        print(f"left out    {len(report['skipped'])}, because they could not be read")
-
-
-def _print_table(
-    header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = (), fold: bool = False
-) -> None:
-    """Fitted to a terminal, and plain aligned columns elsewhere. fold: no cell is cut; it takes as many lines as it
-    needs, or makes its line longer."""
-    cells = [[_cell(_text(cell) if not isinstance(cell, int) else str(cell)) for cell in row] for row in rows]
-    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-        from rich import box
-        from rich.console import Console as Terminal
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for i, name in enumerate(header):
-            table.add_column(
-                name,
-                justify="right" if i in right else "left",
-                no_wrap=i < len(header) - 1 and not fold,
-                overflow="fold" if fold else "ellipsis",
-            )
-        for row in cells:
-            table.add_row(*map(Text, row))
-        Terminal().print(table)
-        return
-    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
-    widths = [min(width, 60) for width in widths] if fold else widths  # one name of 255 letters moves its own line only
-    for row in [list(header), *cells]:
-        line = (
-            cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        print("  ".join(line).rstrip())
-
-
-def _cell(text: str) -> str:
-    """One line, whatever the name of a file holds."""
-    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
-
-
-class _PredictionWriter:
-    """Writes the predictions of one picture after the other to stdout, as text or as CSV."""
-
-    def __init__(self, form: str) -> None:
-        self._csv = csv.writer(sys.stdout, lineterminator="\n") if form == "csv" else None
-        if self._csv:
-            self._csv.writerow(("picture", "rank", "class", "label", "probability"))
-
-    def __call__(self, key: str, named: Sequence[Prediction]) -> None:
-        if self._csv:
-            for rank, p in enumerate(named, 1):
-                row = (safe_cell(key), rank, safe_cell(p.name), p.label, f"{p.probability:.6f}")
-                self._csv.writerow(row)
-            return
-        answers = (f"{percent(p.probability):>8}  {printable(p.name)}" for p in named)
-        print(f"{printable(key)}\n  " + "\n  ".join(answers))
-
-
-def safe_cell(text: str) -> str:
-    """A CSV cell that a spreadsheet shows instead of running it as a formula.
-
-    >>> safe_cell("=1+1"), safe_cell("cat")
-    ("'=1+1", 'cat')
-    """
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Starting and ending
 # ---------------------------------------------------------------------------------------------------------------------
@@ -962,7 +699,7 @@ def call(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Errors are said on stderr in one line."""
     try:
         answer = app(
-            [STDIN if argument == "-" else argument for argument in arguments],
+            [chosen.STDIN if argument == "-" else argument for argument in arguments],
             exit_on_error=False,
             print_error=False,
             result_action="return_value",

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 import opsin
-from opsin import cli
+from opsin import cli, show
 from opsin.console import Console, Reporter
 from opsin.errors import UsageError
 from opsin.recipe import from_toml
@@ -445,7 +445,7 @@ def test_predict_csv_runs_no_formula(shared, tmp_path, monkeypatch, opsin_) -> N
 
 @pytest.mark.parametrize("text", ["=1", "+1", "-1", "@a", "\tx", "\rx"])
 def test_safe_cells(text) -> None:
-    assert cli.safe_cell(text) == f"'{text}" and cli.safe_cell(f"a{text}") == f"a{text}"
+    assert show.safe_cell(text) == f"'{text}" and show.safe_cell(f"a{text}") == f"a{text}"
 
 
 def test_predict_names_the_bad_and_predicts_the_rest(shared, tmp_path, opsin_) -> None:

@@ -20,7 +20,7 @@ TABLE = """
     models models.convnet models.layers models.lenet models.vgg models.resnet models.smallnet models.weights
     loss optim device train checkpoint metrics classifier evaluate figures report
     recipes.derive recipes.chapter recipes.resnet_cifar recipes
-    console runfolder run doctor cli __main__
+    console runfolder run doctor show chosen cli __main__
 """
 ORDER = TABLE.split()
 FILES = {

@@ -40,12 +40,18 @@ def small() -> Recipe:
 def derive(facts: Facts, model: str = DEFAULT) -> tuple[Recipe, list[str]]:
     """A recipe for these facts and this network, and one sentence for each choice."""
     size, words = _size(facts, model)
-    augment = Augment(shift=2, flip="alternating") if facts.mirror else Augment(shift=2, rotate=10, zoom=0.1)
-    words.append(
-        "training pictures are shifted by up to 2 pixels"
-        + (" and mirrored" if facts.mirror else ", turned by up to 10° and scaled by up to 10 %, not mirrored")
-    )
     few = facts.num_train < 10_000
+    # Pictures of 8 × 8 that were enlarged have no room for more than one pixel (LOG, "Digits").
+    shift = max(1, min(2, round(min(size) / 16)))
+    turn = 5 if few else 10
+    if facts.mirror:
+        augment = Augment(shift=shift, flip="alternating")
+    else:
+        augment = Augment(shift=shift, rotate=turn, zoom=turn / 100)
+    words.append(
+        f"training pictures are shifted by up to {shift} pixel{'s' * (shift > 1)}"
+        + (" and mirrored" if facts.mirror else f", turned by up to {turn}° and scaled by up to {turn} %, not mirrored")
+    )
     if model == DEFAULT:
         batch = min(64 if few else 1000, max(16, facts.num_train // 20))
     else:
