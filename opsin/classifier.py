@@ -106,6 +106,8 @@ def _class_names(classes: Sequence[str]) -> tuple[str, ...]:
     names = tuple(classes)
     if isinstance(classes, str) or not names or not all(isinstance(name, str) for name in names):
         raise UsageError(f"classes: expected a list of names, received {classes!r:.80}")
+    if any("\ud800" <= letter <= "\udfff" for name in names for letter in name):
+        raise UsageError("classes: a name holds half a character (a surrogate), which no file can hold as text")
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise UsageError(f"classes: each name may occur once, but these occur again: {', '.join(twice[:5])}")

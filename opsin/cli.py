@@ -624,9 +624,7 @@ def data_check(
         print(f"looked at   {health.pictures:,} pictures: {formats}")
         print(f"unusable    {len(health.bad):,}" if health.bad else "unusable    none")
         if health.ignored:
-            print(
-                f"passed over {len(health.ignored):,} (no pictures by name; the first: {one_line(health.ignored[0])})"
-            )
+            print(f"passed over {_others(health.ignored)}")
     return DataError.exit_code if health.bad else 0
 
 
@@ -649,7 +647,12 @@ def _show_own_data(name: str, as_json: bool) -> None:
     rows.append((f"{len(classes)} classes", *map(len, parts.values())))
     print_table(("class", *parts), rows, right=range(1, len(parts) + 1))
     if ignored:
-        print(f"not used: {len(ignored)} other files, the first: {printable(ignored[0])}")
+        print(f"not used: {_others(ignored)}")
+
+
+def _others(files: Sequence[str]) -> str:
+    count = "1 other file" if len(files) == 1 else f"{len(files):,} other files, the first"
+    return f"{count}: {one_line(files[0])}"
 
 
 @_command(9, "doctor")

@@ -325,10 +325,12 @@ def test_loading_leaves_the_random_numbers_alone(saved: Path) -> None:
 
 
 def test_names_in_any_script_come_back(tmp_path: Path) -> None:
-    names = ("猫", "été", "<b>", "\udcff")
+    names = ("猫", "été", "<b>", "\U0001f431")
     classifier = net()
     classifiers.save(NetClassifier(classifier.model, PREPROCESS, names, classifier.spec), tmp_path / "c")
     assert classifiers.load(tmp_path / "c").classes == names
+    with pytest.raises(UsageError, match="half a character"):
+        NetClassifier(classifier.model, PREPROCESS, ("a", "b", "c", "\udcff"), classifier.spec)
 
 
 def test_options_that_json_cannot_hold_are_refused(tmp_path: Path) -> None:

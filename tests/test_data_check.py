@@ -86,7 +86,10 @@ def test_a_sound_folder(tmp_path: Path, opsin_: Any) -> None:
     write(tmp_path / "d", {**GOOD, "b/notes.txt": b"x", "b/.hidden.png": b"x"})
     code, out, _ = opsin_("data", "check", tmp_path / "d")
     assert code == 0
-    assert "looked at   10 pictures: JPEG 2, PNG 8\nunusable    none\npassed over 1 (" in out and "notes.txt" in out
+    assert (
+        "looked at   10 pictures: JPEG 2, PNG 8\nunusable    none\npassed over 1 other file: " in out
+        and "notes.txt" in out
+    )
     answer = json.loads(opsin_("data", "check", tmp_path / "d", "--json")[1])
     assert answer["pictures"] == 10 and answer["formats"] == {"JPEG": 2, "PNG": 8} and answer["bad"] == []
 

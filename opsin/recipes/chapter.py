@@ -2,6 +2,7 @@
 
 Batch 128, momentum 0.9, rate 0.1, L2 2·10⁻⁴ on the mean loss, × 0.1 every 5,000,000 samples, 200 passes, pixels / 255,
 no augmentation, all 50,000 training pictures, the last pass reported. The published result is 8.54 % test error.
+We have run two passes of each VGG-16: `chapter_vgg16_v010` is nearer to the log that the chapter prints (LOG.md).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from opsin.schedule import DiscreteExponential
 
 
 def chapter_vgg16() -> Recipe:
-    """The chapter's VGG-16 with momentum and L2, as its text and code ask for. 200 passes have not been run by us.
+    """The chapter's VGG-16 with momentum and L2, as its text and code ask for.
 
     opsin train cifar10 --recipe chapter_vgg16
     """
@@ -39,7 +40,7 @@ def chapter_vgg16_v010() -> Recipe:
 
 
 def chapter_resnet() -> Recipe:
-    """The chapter's ResNet, depth 32 (its default) or another: --set model.options.depth=56. 200 passes not run by us.
+    """The chapter's ResNet, depth 32 (its default) or another: --set model.options.depth=56. Not run by us yet.
 
     opsin train cifar10 --recipe chapter_resnet
     """
