@@ -130,7 +130,6 @@ def train(
         made = recipes.find(recipe)
     elif model in recipes.RECIPES and recipes.find(model).data.name == data:
         made = recipes.find(model)
-        words.append(f"the recipe {model}: {made.epochs} passes in batches of {made.data.batch_size}")
     elif model is not None:
         models.entry(model)  # a misspelt name is said before anything is read
     # What decides which pictures are read, and how they are split, is known before the recipe that they lead to.
@@ -140,7 +139,10 @@ def train(
     if made is None:
         made, words = derive.derive(facts(data, splits), model or derive.DEFAULT)
     made, enlarged = fitting(_changed(made, changes))
-    words += enlarged
+    # After the changes, so that it is true; what else was changed may contradict a word above.
+    words = [derive.headline(made), *words, *enlarged]
+    if settings:
+        words.append(f"as given: {', '.join(settings)}")
     for line in words:
         reporter.say(line)
     folder = (

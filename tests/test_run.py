@@ -378,3 +378,9 @@ def test_every_part_of_a_recipe_trains_together(tmp_path):
         patch.setattr(runs, "_load", lambda *_: splits())
         runs.resume(tmp_path / "cut")
     assert final(tmp_path / "cut") == final(tmp_path / "whole")
+
+
+def test_what_is_said_of_the_recipe_is_what_was_given(tmp_path: Path) -> None:
+    made = opsin.train(epochs=4, batch_size=32, settings=["augment.shift=0"], out=tmp_path / "run", dry_run=True)
+    assert made.words[0] == "the small wide network, 4 passes in batches of 32, Muon"
+    assert made.words[-1] == "as given: augment.shift=0"

@@ -38,7 +38,7 @@ def small() -> Recipe:
 
 
 def derive(facts: Facts, model: str = DEFAULT) -> tuple[Recipe, list[str]]:
-    """A recipe for these facts and this network, and one sentence for each choice."""
+    """A recipe for these facts and this network, and one sentence for each choice that `headline` does not say."""
     size, words = _size(facts, model)
     few = facts.num_train < 10_000
     # Pictures of 8 × 8 that were enlarged have no room for more than one pixel (LOG, "Digits").
@@ -87,9 +87,14 @@ def derive(facts: Facts, model: str = DEFAULT) -> tuple[Recipe, list[str]]:
     else:
         optimizer = SGD(lr=0.1 * batch / 128, momentum=0.9, nesterov=True, weight_decay=5e-4)
         recipe = replace(recipe, optimizer=optimizer, schedule=Cosine())
-    named = "the small wide network" if model == DEFAULT else model
-    words.insert(0, f"{named}, {epochs} passes in batches of {batch}, {type(recipe.optimizer).__name__}")
     return recipe, words
+
+
+def headline(recipe: Recipe) -> str:
+    """Network, passes, batch and optimiser of a recipe in a few words."""
+    named = "the small wide network" if recipe.model.name == DEFAULT else recipe.model.name
+    passes = "1 pass" if recipe.epochs == 1 else f"{recipe.epochs} passes"
+    return f"{named}, {passes} in batches of {recipe.data.batch_size}, {type(recipe.optimizer).__name__}"
 
 
 def _race(batch: int) -> Muon:
