@@ -32,6 +32,9 @@ PARAMS = {
     "smallnet": 1_971_640 + 2 * (64 + 256 + 256),  # the count published for it, which leaves the frozen scales out
     "lenet5": 61_706,
     "lenet": 431_080,
+    "alexnet": 60_965_224,  # Caffe's reference, and the sum of the paper's table; its text says 60 million
+    "alexnet_owt": 61_100_840,  # torchvision's documentation
+    "alexnet_cifar": 5_871_434,  # our own network: the sum of its layers by hand
     "vgg11": 132_863_336,
     "vgg13": 133_047_848,
     "vgg16": 138_357_544,
@@ -56,7 +59,7 @@ PARAMS = {
 }
 PAPER_MILLIONS = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}  # table 6
 LISTED = [name for name in MODELS if name != "resnet1202"]  # 1,200 layers of what resnet110 shows as well: only counted
-FAMILIES = ["smallnet", "lenet", "vgg11", "vgg16_cifar", "resnet20", "resnet50"]
+FAMILIES = ["smallnet", "lenet", "alexnet_cifar", "vgg11", "vgg16_cifar", "resnet20", "resnet50"]
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +159,9 @@ def test_names_and_shapes_of_the_state(name: str) -> None:
 @pytest.mark.parametrize("name", LISTED)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     net = small(name).train()
-    F.cross_entropy(net(pictures(name)).logits, torch.tensor([0, 1, 2, 0])).backward()
+    output = net(pictures(name))
+    losses = [F.cross_entropy(logits, torch.tensor([0, 1, 2, 0])) for logits in (output.logits, *output.aux)]
+    torch.stack(losses).sum().backward()
     trained = {key: p for key, p in net.named_parameters() if p.requires_grad}
     without = [key for key, p in trained.items() if p.grad is None or not p.grad.isfinite().all()]
     assert not without
@@ -220,7 +225,7 @@ def test_exports(name: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vgg16", "vgg16_bn", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["alexnet_owt", "vgg16", "vgg16_bn", "resnet18", "resnet50"])
 def test_torchvision_names_map_onto_all_of_ours(name: str) -> None:
     foreign = (DATA / "foreign" / f"torchvision_{name}.txt").read_text().splitlines()
     sizes = (line.split() for line in foreign)

@@ -55,8 +55,17 @@ def _vgg(depth: int, *, norm: bool) -> dict[str, str]:
     }
 
 
+ALEXNET = {  # torchvision's
+    **{rf"features\.{place}": f"stages.conv{i}.conv" for i, place in enumerate((0, 3, 6, 8, 10), 1)},
+    r"classifier\.1": "stages.fc1.linear",
+    r"classifier\.4": "stages.fc2.linear",
+    r"classifier\.6": "head",
+}
+
+
 KEY_MAPS: dict[str, dict[str, str]] = {
     "resnet": RESNET,
+    "alexnet_owt": ALEXNET,
     **{f"vgg{depth}": _vgg(depth, norm=False) for depth in CONVOLUTIONS},
     **{f"vgg{depth}_bn": _vgg(depth, norm=True) for depth in CONVOLUTIONS},
 }
