@@ -35,6 +35,8 @@ PARAMS = {
     "alexnet": 60_965_224,  # Caffe's reference, and the sum of the paper's table; its text says 60 million
     "alexnet_owt": 61_100_840,  # torchvision's documentation
     "alexnet_cifar": 5_871_434,  # our own network: the sum of its layers by hand
+    "nin_cifar": 966_986,  # the authors' Caffe definition; osmr/imgclsmob lists the same
+    "nin": 7_595_176,  # the sum of the authors' Caffe definition; their file of 29 MB is 4 × as many bytes
     "vgg11": 132_863_336,
     "vgg13": 133_047_848,
     "vgg16": 138_357_544,
@@ -59,7 +61,7 @@ PARAMS = {
 }
 PAPER_MILLIONS = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}  # table 6
 LISTED = [name for name in MODELS if name != "resnet1202"]  # 1,200 layers of what resnet110 shows as well: only counted
-FAMILIES = ["smallnet", "lenet", "alexnet_cifar", "vgg11", "vgg16_cifar", "resnet20", "resnet50"]
+FAMILIES = ["smallnet", "lenet", "alexnet_cifar", "nin_cifar", "vgg11", "vgg16_cifar", "resnet20", "resnet50"]
 
 
 @pytest.fixture(autouse=True)

@@ -42,6 +42,13 @@ STAGES: dict[str, dict[str, tuple[int, ...]]] = {
         "fc1": (1024,),
         "fc2": (1024,),
     },
+    "nin_cifar": {"mlpconv1": (96, 16, 16), "mlpconv2": (192, 8, 8), "mlpconv3": (10, 8, 8)},  # the authors' definition
+    "nin": {  # the authors' definition
+        "mlpconv1": (96, 27, 27),
+        "mlpconv2": (256, 13, 13),
+        "mlpconv3": (384, 6, 6),
+        "mlpconv4": (1000, 6, 6),
+    },
 }
 
 # Pixels × outputs × inputs of every layer, written from the papers' tables. In brackets: who published the same sum.
@@ -51,6 +58,15 @@ MULTIPLY_ADDS = {
     # [torchvision's documentation: 0.71 G]
     "alexnet_owt": 55**2 * 64 * 363 + 27**2 * 192 * 1600 + 13**2 * (384 * 1728 + 256 * 3456 + 256 * 2304) + 58_621_952,
     "alexnet_cifar": 32**2 * 64 * 75 + 15**2 * 192 * 1600 + 7**2 * (384 * 1728 + 256 * 3456 + 256 * 2304) + 3_418_112,
+    # [osmr/imgclsmob: 222.97 M, which counts ReLU and pooling too]
+    "nin_cifar": 32**2 * (192 * 75 + 160 * 192 + 96 * 160)
+    + 16**2 * (192 * 2400 + 2 * 192**2)
+    + 8**2 * (192 * 1728 + 192**2 + 10 * 192),
+    # [no published sum known; ours from the authors' definition]
+    "nin": 54**2 * (96 * 363 + 2 * 96**2)
+    + 27**2 * (256 * 2400 + 2 * 256**2)
+    + 13**2 * (384 * 2304 + 2 * 384**2)
+    + 6**2 * (1024 * 3456 + 1024**2 + 1000 * 1024),
 }
 
 
@@ -72,7 +88,7 @@ def test_multiply_adds_by_hand(name: str) -> None:
 
 
 # Networks of which some layer has no input left below the least size; the others only have nothing more to shrink
-HARD_LEAST = ["alexnet", "alexnet_owt", "alexnet_cifar"]
+HARD_LEAST = ["alexnet", "alexnet_owt", "alexnet_cifar", "nin_cifar", "nin"]
 
 
 @pytest.mark.parametrize("name", HARD_LEAST)
@@ -107,3 +123,13 @@ def test_alexnet_2012_starts_as_the_paper_says() -> None:
     ones = [key.split(".")[1] for key, m in layers.items() if m.bias is not None and bool((m.bias == 1).all())]
     assert ones == ["conv2", "conv4", "conv5", "fc1", "fc2"]
     assert all(m.weight.std().item() == pytest.approx(0.01, rel=0.3) for m in layers.values())
+
+
+def test_network_in_network_has_no_fully_connected_layer_and_two_dropouts() -> None:
+    net = native("nin_cifar")
+    assert not any(isinstance(m, nn.Linear) for m in net.modules())
+    assert [m.p for m in net.modules() if isinstance(m, nn.Dropout)] == [0.5, 0.5]
+    assert [m.kernel_size[0] for m in net.modules() if isinstance(m, nn.Conv2d)] == [5, 1, 1, 5, 1, 1, 3, 1, 1]
+    net = small("nin_cifar").eval()
+    images = torch.randn(2, 3, 12, 12)
+    torch.testing.assert_close(net(images).logits, net.features(images, "mlpconv3").mean((2, 3)))

@@ -70,6 +70,9 @@ KEY_MAPS: dict[str, dict[str, str]] = {
     **{f"vgg{depth}_bn": _vgg(depth, norm=True) for depth in CONVOLUTIONS},
 }
 
+# The last layer of networks without a fully-connected one
+LAST = {"nin_cifar": "stages.mlpconv3.cccp2.weight", "nin": "stages.mlpconv4.cccp2.weight"}
+
 
 def key_map(name: str) -> dict[str, str]:
     """The table for the network `name` of `opsin.models.MODELS`; empty where only our own names are known."""
@@ -194,8 +197,8 @@ def _strip_prefixes(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, T
 def classes_and_channels(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
     """(num_classes, in_channels) that the network `name` must be built with for these tensors."""
     ours = translate(tensors, name)
-    heads = [tensor for key, tensor in ours.items() if key.startswith("head.") and tensor.ndim == 2]
-    firsts = (f"stages.{stage}.weight" for stage in ("stem.0", "whiten.0", "conv1.conv", "stage1.0"))
+    heads = [t for key, t in ours.items() if (key.startswith("head.") and t.ndim == 2) or key == LAST.get(name)]
+    firsts = (f"stages.{stage}.weight" for stage in ("stem.0", "whiten.0", "conv1.conv", "mlpconv1.conv", "stage1.0"))
     inputs = [ours[key] for key in firsts if key in ours and ours[key].ndim == 4]
     if len(heads) != 1 or not inputs:
         missing = "last layer" if len(heads) != 1 else "first convolution"
