@@ -46,6 +46,9 @@ PARAMS = {
     "vgg16_bn": 138_365_992,
     "vgg19_bn": 143_678_248,
     "vgg16_cifar": 15_254_602,
+    "googlenet": 13_378_280,  # the BVLC's Caffe definition with both heads; 6,998,552 without
+    "googlenet_bn": 13_004_888,  # torchvision with both heads; its documentation has 6,624,904 without
+    "googlenet_cifar": 2_595_886,  # our own network: the sum of its layers by hand
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet44": 658_586,
@@ -61,7 +64,17 @@ PARAMS = {
 }
 PAPER_MILLIONS = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}  # table 6
 LISTED = [name for name in MODELS if name != "resnet1202"]  # 1,200 layers of what resnet110 shows as well: only counted
-FAMILIES = ["smallnet", "lenet", "alexnet_cifar", "nin_cifar", "vgg11", "vgg16_cifar", "resnet20", "resnet50"]
+FAMILIES = [
+    "smallnet",
+    "lenet",
+    "alexnet_cifar",
+    "nin_cifar",
+    "vgg11",
+    "vgg16_cifar",
+    "googlenet_cifar",
+    "resnet20",
+    "resnet50",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -227,7 +240,7 @@ def test_exports(name: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["alexnet_owt", "vgg16", "vgg16_bn", "resnet18", "resnet50"])
+@pytest.mark.parametrize("name", ["alexnet_owt", "googlenet_bn", "vgg16", "vgg16_bn", "resnet18", "resnet50"])
 def test_torchvision_names_map_onto_all_of_ours(name: str) -> None:
     foreign = (DATA / "foreign" / f"torchvision_{name}.txt").read_text().splitlines()
     sizes = (line.split() for line in foreign)

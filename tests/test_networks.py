@@ -9,9 +9,28 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from opsin.models import entry
+from opsin.loss import cross_entropy
+from opsin.models import build, entry
+from opsin.models.googlenet import MODULES, inception, inception_naive
+from opsin.recipe import CrossEntropy
 from tests.test_models import native, small
+
+GOOGLENET = {  # Szegedy et al. 2014, table 1, "output size"
+    "stem": (192, 28, 28),
+    "3a": (256, 28, 28),
+    "3b": (480, 28, 28),
+    "pool3": (480, 14, 14),
+    "4a": (512, 14, 14),
+    "4b": (512, 14, 14),
+    "4c": (512, 14, 14),
+    "4d": (528, 14, 14),
+    "4e": (832, 14, 14),
+    "pool4": (832, 7, 7),
+    "5a": (832, 7, 7),
+    "5b": (1024, 7, 7),
+}
 
 # Output of every stage at the native size, from the papers' tables and figures
 STAGES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -49,7 +68,31 @@ STAGES: dict[str, dict[str, tuple[int, ...]]] = {
         "mlpconv3": (384, 6, 6),
         "mlpconv4": (1000, 6, 6),
     },
+    "googlenet": GOOGLENET,
+    "googlenet_bn": GOOGLENET,
+    "googlenet_cifar": {  # ours: half the channels
+        "stem": (96, 16, 16),
+        "3a": (128, 16, 16),
+        "3b": (240, 16, 16),
+        "pool3": (240, 8, 8),
+        "4a": (256, 8, 8),
+        "4b": (256, 8, 8),
+        "4c": (256, 8, 8),
+        "4d": (264, 8, 8),
+        "4e": (416, 8, 8),
+        "pool4": (416, 4, 4),
+        "5a": (416, 4, 4),
+        "5b": (512, 4, 4),
+    },
 }
+
+# Multiply–adds a pixel of the nine modules of GoogLeNet, by hand, with 5×5 convolutions; and what 3×3 ones save
+MODULES_3, MODULES_4, MODULES_5 = (
+    163_328 + 388_096,
+    375_552 + 448_512 + 509_440 + 604_672 + 867_328,
+    1_042_432 + 1_442_816,
+)
+SAVED_3, SAVED_4, SAVED_5 = 57_344, 159_744, 163_840
 
 # Pixels × outputs × inputs of every layer, written from the papers' tables. In brackets: who published the same sum.
 MULTIPLY_ADDS = {
@@ -67,6 +110,25 @@ MULTIPLY_ADDS = {
     + 27**2 * (256 * 2400 + 2 * 256**2)
     + 13**2 * (384 * 2304 + 2 * 384**2)
     + 6**2 * (1024 * 3456 + 1024**2 + 1000 * 1024),
+    # [the BVLC's Caffe definition: 1.58 G; the paper's column "ops" sums to 1.50 G, see below]
+    "googlenet": 112**2 * 64 * 147
+    + 56**2 * (64 * 64 + 192 * 576)
+    + 28**2 * MODULES_3
+    + 14**2 * MODULES_4
+    + 7**2 * MODULES_5
+    + 1_024_000,
+    # [torchvision's documentation: 1.50 G]
+    "googlenet_bn": 112**2 * 64 * 147
+    + 56**2 * (64 * 64 + 192 * 576)
+    + 28**2 * (MODULES_3 - SAVED_3)
+    + 14**2 * (MODULES_4 - SAVED_4)
+    + 7**2 * (MODULES_5 - SAVED_5)
+    + 1_024_000,
+    "googlenet_cifar": 32**2 * 32 * 27
+    + 16**2 * (32 * 32 + 96 * 288 + MODULES_3 // 4)
+    + 8**2 * MODULES_4 // 4
+    + 4**2 * MODULES_5 // 4
+    + 5_120,
 }
 
 
@@ -88,7 +150,7 @@ def test_multiply_adds_by_hand(name: str) -> None:
 
 
 # Networks of which some layer has no input left below the least size; the others only have nothing more to shrink
-HARD_LEAST = ["alexnet", "alexnet_owt", "alexnet_cifar", "nin_cifar", "nin"]
+HARD_LEAST = ["alexnet", "alexnet_owt", "alexnet_cifar", "nin_cifar", "nin", "googlenet", "googlenet_cifar"]
 
 
 @pytest.mark.parametrize("name", HARD_LEAST)
@@ -133,3 +195,60 @@ def test_network_in_network_has_no_fully_connected_layer_and_two_dropouts() -> N
     net = small("nin_cifar").eval()
     images = torch.randn(2, 3, 12, 12)
     torch.testing.assert_close(net(images).logits, net.features(images, "mlpconv3").mean((2, 3)))
+
+
+def test_googlenet_modules_cost_what_table_1_says() -> None:
+    """Column "ops", in millions. It is rounded, and 5a is 5 % more there than the numbers beside it give.
+
+    Its 34 million for the first convolution are not compared: 64 kernels 7×7×3 at 112×112 places are 118 million.
+    """
+    ops = {"3a": 128, "3b": 304, "4a": 73, "4b": 88, "4c": 100, "4d": 119, "4e": 170, "5a": 54, "5b": 71}
+    for stage, millions in ops.items():
+        weights = sum(m.weight.numel() for m in native("googlenet").stages[stage].modules() if isinstance(m, nn.Conv2d))
+        assert weights * GOOGLENET[stage][1] ** 2 / 1e6 == pytest.approx(millions, rel=0.06 if stage == "5a" else 0.01)
+
+
+def test_auxiliary_heads_of_googlenet() -> None:
+    """Szegedy et al. 2014, §5: at 4a and 4d; 14×14 maps become 4×4, then 128 channels, 1024 units, dropout .7."""
+    for name, without in (("googlenet", 6_998_552), ("googlenet_bn", 6_624_904), ("googlenet_cifar", 1_502_490)):
+        with torch.device("meta"):
+            assert sum(p.numel() for p in build(name, entry(name).classes, aux=False).parameters()) == without
+    net = native("googlenet")
+    assert list(net.aux) == ["4a", "4d"]
+    for stage, channels in (("4a", 512), ("4d", 528)):
+        x, shapes = torch.empty(1, channels, 14, 14, device="meta"), []
+        for part in net.aux[stage].children():
+            x = part(x)
+            shapes.append(tuple(x.shape[1:]))
+        assert shapes == [(channels, 4, 4), (128, 4, 4), (2048,), (1024,), (1024,), (1024,), (1000,)]
+    maps = torch.randn(2, 3, 14, 14)
+    torch.testing.assert_close(net.aux["4a"].get_submodule("pool")(maps), F.avg_pool2d(maps, 5, 3))
+    assert [m.p for m in net.modules() if isinstance(m, nn.Dropout)] == [0.4, 0.7, 0.7]
+
+
+def test_three_losses_are_summed_with_their_weights() -> None:
+    """The paper's .3 and .3 for 4a and 4d, in that order."""
+    net, targets = small("googlenet_cifar").train(), torch.eye(3)[[0, 1, 2, 0]]
+    output = net(torch.randn(4, 3, 8, 8))
+    losses = [F.cross_entropy(logits, targets) for logits in (output.logits, *output.aux)]
+    torch.testing.assert_close(
+        cross_entropy(output, targets, CrossEntropy(aux_weights=(0.3, 0.2))),
+        losses[0] + 0.3 * losses[1] + 0.2 * losses[2],
+    )
+
+
+def test_naive_module_grows_and_the_reduced_one_does_not() -> None:
+    """Szegedy et al. 2014, figure 2, with the sizes of 3a and 3b: pooling hands on all channels that come in."""
+    with torch.device("meta"):
+        x = naive = reduced = torch.empty(1, 192, 28, 28)
+        macs = []
+        for name in ("3a", "3b"):
+            one, _, three, _, five, _ = row = MODULES[name]
+            modules = inception_naive(naive.shape[1], (one, three, five)), inception(reduced.shape[1], row)
+            macs.append(
+                [sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Conv2d)) for module in modules]
+            )
+            naive, reduced = modules[0](naive), modules[1](reduced)
+    assert naive.shape[1] == 192 + (64 + 128 + 32) + (128 + 192 + 96) and reduced.shape[1] == 480
+    assert x.shape[-2:] == naive.shape[-2:] == reduced.shape[-2:]
+    assert macs == [[192 * (64 + 128 * 9 + 32 * 25), 163_328], [416 * (128 + 192 * 9 + 96 * 25), 388_096]]

@@ -41,6 +41,7 @@ class Entry:
 
 
 _VGG = "Simonyan and Zisserman 2014, table 1"
+_GOOGLENET = "Szegedy et al. 2014, Going deeper with convolutions"
 _RESNET = "He et al. 2015, Deep residual learning"
 _CHAPTER = "PaddlePaddle book 2017, image classification"
 
@@ -185,6 +186,38 @@ MODELS: dict[str, Entry] = {
     "vgg13_bn": _vgg(13, 133_053_736, 11_308.5, norm=True),
     "vgg16_bn": _vgg(16, 138_365_992, 15_470.3, norm=True),
     "vgg19_bn": _vgg(19, 143_678_248, 19_632.1, norm=True),
+    "googlenet": Entry(
+        builder="opsin.models.googlenet:googlenet",
+        summary="GoogLeNet with two auxiliary heads (parameters with them, multiply–adds without)",
+        year=2014,
+        paper=f"{_GOOGLENET}, table 1",
+        params=13_378_280,
+        million_macs=1_582.7,
+        native_size=224,
+        least_size=31,
+        classes=1000,
+    ),
+    "googlenet_bn": Entry(
+        builder="opsin.models.googlenet:googlenet_bn",
+        summary="GoogLeNet with batch normalisation, as torchvision has it",
+        year=2014,
+        paper=f"after {_GOOGLENET}",
+        params=13_004_888,
+        million_macs=1_498.4,
+        native_size=224,
+        least_size=31,
+        classes=1000,
+    ),
+    "googlenet_cifar": Entry(
+        builder="opsin.models.googlenet:googlenet_cifar",
+        summary="GoogLeNet with batch normalisation for small pictures, half as wide",
+        year=2014,
+        paper=f"after {_GOOGLENET}",
+        params=2_595_886,
+        million_macs=98.4,
+        native_size=32,
+        least_size=8,
+    ),
     "vgg16_cifar": Entry(
         builder="opsin.models.vgg:vgg16_cifar",
         summary="the chapter's VGG-16 with batch normalisation and dropout, for small pictures",

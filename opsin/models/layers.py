@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,14 +41,39 @@ def at_least(least: int, **values: int) -> None:
 
 
 def conv_bn(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, *, relu: bool = True
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int | tuple[int, int],
+    stride: int = 1,
+    *,
+    relu: bool = True,
+    pad: bool = True,
+    eps: float = 1e-5,
 ) -> nn.Sequential:
-    """Convolution without bias that keeps the size (divided by `stride`) → batch normalisation → ReLU."""
+    """Convolution without bias → batch normalisation → ReLU. With `pad` it keeps the size (divided by `stride`)."""
+    height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    padding = (height // 2, width // 2) if pad else 0
     layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False),
-        nn.BatchNorm2d(out_channels),
+        nn.Conv2d(in_channels, out_channels, (height, width), stride, padding, bias=False),
+        nn.BatchNorm2d(out_channels, eps=eps),
     ]
     return nn.Sequential(*layers, nn.ReLU(inplace=True)) if relu else nn.Sequential(*layers)
+
+
+def conv_relu(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
+    """Convolution with bias that keeps the size (divided by `stride`) → ReLU."""
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
+    return nn.Sequential(convolution, nn.ReLU(inplace=True))
+
+
+class Branches(nn.ModuleList):
+    """All branches of the same input, joined along the channels: Szegedy et al. 2014, figure 2."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self], 1)
 
 
 class Residual(nn.Module):

@@ -62,10 +62,34 @@ ALEXNET = {  # torchvision's
     r"classifier\.6": "head",
 }
 
+_TORCHVISION_UNIT = {"conv": "0", "bn": "1"}  # its modules of a convolution and a normalisation
+GOOGLENET = {
+    rf"{theirs}\.{part}": f"{ours}.{place}"
+    for theirs, ours in {
+        "conv1": "stages.stem.0",
+        "conv2": "stages.stem.2",
+        "conv3": "stages.stem.3",
+        r"inception(\d\w)\.branch1": r"stages.\1.0",
+        r"inception(\d\w)\.branch2\.([01])": r"stages.\1.1.\2",
+        r"inception(\d\w)\.branch3\.([01])": r"stages.\1.2.\2",
+        r"inception(\d\w)\.branch4\.1": r"stages.\1.3.1",
+        r"aux1\.conv": "aux.4a.conv",
+        r"aux2\.conv": "aux.4d.conv",
+    }.items()
+    for part, place in _TORCHVISION_UNIT.items()
+} | {
+    r"aux1\.fc1": "aux.4a.fc",
+    r"aux1\.fc2": "aux.4a.linear",
+    r"aux2\.fc1": "aux.4d.fc",
+    r"aux2\.fc2": "aux.4d.linear",
+    r"fc": "head.linear",
+}
+
 
 KEY_MAPS: dict[str, dict[str, str]] = {
     "resnet": RESNET,
     "alexnet_owt": ALEXNET,
+    "googlenet_bn": GOOGLENET,
     **{f"vgg{depth}": _vgg(depth, norm=False) for depth in CONVOLUTIONS},
     **{f"vgg{depth}_bn": _vgg(depth, norm=True) for depth in CONVOLUTIONS},
 }
@@ -198,7 +222,10 @@ def classes_and_channels(tensors: Mapping[str, Tensor], name: str) -> tuple[int,
     """(num_classes, in_channels) that the network `name` must be built with for these tensors."""
     ours = translate(tensors, name)
     heads = [t for key, t in ours.items() if (key.startswith("head.") and t.ndim == 2) or key == LAST.get(name)]
-    firsts = (f"stages.{stage}.weight" for stage in ("stem.0", "whiten.0", "conv1.conv", "mlpconv1.conv", "stage1.0"))
+    firsts = (
+        f"stages.{stage}.weight"
+        for stage in ("stem.0", "stem.0.0", "whiten.0", "conv1.conv", "mlpconv1.conv", "stage1.0")
+    )
     inputs = [ours[key] for key in firsts if key in ours and ours[key].ndim == 4]
     if len(heads) != 1 or not inputs:
         missing = "last layer" if len(heads) != 1 else "first convolution"
