@@ -61,9 +61,20 @@ PARAMS = {
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
+    "preresnet20": 269_722,  # as the networks of 2015: the same layers in another order
+    "preresnet56": 853_018,
+    "preresnet110": 1_727_962,  # the paper: 1.7 million
+    "preresnet164": 1_703_258,  # osmr/imgclsmob; the paper: 1.7 million
+    "preresnet1001": 10_327_706,  # the same; the paper's 10.2 million leave out 149,216 of the normalisations
+    "wrn16_2": 691_674,
+    "wrn16_8": 10_961_370,  # table 4 of the paper: 11.0 million
+    "wrn28_10": 36_479_194,  # osmr/imgclsmob; table 4: 36.5 million
+    "wrn40_1": 563_930,  # table 4: 0.6, 2.2, 8.9 million
+    "wrn40_2": 2_243_546,
+    "wrn40_4": 8_949_210,
 }
 PAPER_MILLIONS = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}  # table 6
-LISTED = [name for name in MODELS if name != "resnet1202"]  # 1,200 layers of what resnet110 shows as well: only counted
+LISTED = [name for name in MODELS if name not in ("resnet1202", "preresnet1001")]  # as others, longer: only counted
 FAMILIES = [
     "smallnet",
     "lenet",
@@ -367,7 +378,7 @@ def test_auxiliary_heads_answer_in_training_only() -> None:
         ("resnet32", {"block": "bottleneck"}, r"resnet32: .*9n\+2; received 32, nearest 29 and 38"),
         ("vgg17", {}, "no network 'vgg17'; did you mean .*vgg1"),
         ("resnet_20", {}, "no network 'resnet_20'; did you mean .*resnet20"),
-        ("", {}, "no network ''; known: lenet, "),
+        ("", {}, "no network ''; known: alexnet, "),
         ("vgg16", {"hiden": 8}, "vgg16: no option 'hiden'; did you mean hidden"),
         ("vgg16", {"depth": 11}, "vgg16: no option 'depth'"),
         ("vgg16", {"activation": "reul"}, "vgg16.activation: expected one of 'relu', .*received 'reul'"),
@@ -380,6 +391,11 @@ def test_auxiliary_heads_answer_in_training_only() -> None:
         ("resnet_chapter", {"depth": 8}, "from 20 to 110, received 8"),
         ("resnet_chapter", {"depth": 111}, "from 20 to 110, received 111"),
         ("resnet_chapter", {"depth": 33}, "nearest 32 and 38"),
+        ("preresnet21", {}, "nearest 20 and 26"),
+        ("wrn18_2", {}, r"6n\+4; received 18, nearest 16 and 22"),
+        ("wrn4_2", {}, "nearest 10"),
+        ("wrn16_0", {}, "no network 'wrn16_0'"),
+        ("wrn16_2", {"dropout": -1.0}, "wrn16_2: dropout probability"),
         ("lenet", {"image_size": (15, 28)}, "lenet: image_size: expected at least 16×16 pixels, received 15×28"),
         ("lenet", {"image_size": 28}, "lenet.image_size: expected tuple"),
         ("lenet", {"num_classes": 0}, "lenet.num_classes: expected at least 1, received 0"),

@@ -5,6 +5,8 @@ Sizes, names, gradients and least sizes of all networks are in test_models.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,16 @@ STAGES: dict[str, dict[str, tuple[int, ...]]] = {
         "5a": (416, 4, 4),
         "5b": (512, 4, 4),
     },
+    **{
+        name: {"stem": (16, 32, 32), "stage1": (a, 32, 32), "stage2": (2 * a, 16, 16), "stage3": (4 * a, 8, 8)}
+        for name, a in {
+            "preresnet20": 16,
+            "preresnet110": 16,
+            "preresnet164": 64,
+            "wrn16_2": 32,
+            "wrn28_10": 160,
+        }.items()
+    },  # He et al. 2016, §4 as in 2015; Zagoruyko and Komodakis 2016, table 1
 }
 
 # Multiply–adds a pixel of the nine modules of GoogLeNet, by hand, with 5×5 convolutions; and what 3×3 ones save
@@ -129,6 +141,23 @@ MULTIPLY_ADDS = {
     + 8**2 * MODULES_4 // 4
     + 4**2 * MODULES_5 // 4
     + 5_120,
+    # First block of each stage with its projection, then the others; [osmr/imgclsmob: 5,246.98 M with ReLU and norms]
+    **{
+        f"wrn{depth}_{k}": 1024 * 16 * 27
+        + 1024 * (16 * a * 10 + a * a * 9 * (2 * n - 1))
+        + 256 * (a * 2 * a * 10 + 4 * a * a * 9 * (2 * n - 1))
+        + 64 * (2 * a * 4 * a * 10 + 16 * a * a * 9 * (2 * n - 1))
+        + 4 * a * 10
+        for depth, k, n, a in ((16, 2, 2, 32), (28, 10, 4, 160), (40, 4, 6, 64))
+    },
+    # [no published sum with the stride on the 3×3; ours. osmr/imgclsmob's 255 M count normalisation and ReLU too]
+    "preresnet164": 1024 * 16 * 27
+    + 1024 * (16 * 16 + 16 * 144 + 16 * 64 + 16 * 64 + 17 * (64 * 16 + 16 * 144 + 16 * 64))
+    + (1024 * 64 * 32 + 256 * (32 * 288 + 32 * 128 + 64 * 128))
+    + 256 * 17 * (128 * 32 + 32 * 288 + 32 * 128)
+    + (256 * 128 * 64 + 64 * (64 * 576 + 64 * 256 + 128 * 256))
+    + 64 * 17 * (256 * 64 + 64 * 576 + 64 * 256)
+    + 2560,
 }
 
 
@@ -252,3 +281,43 @@ def test_naive_module_grows_and_the_reduced_one_does_not() -> None:
     assert naive.shape[1] == 192 + (64 + 128 + 32) + (128 + 192 + 96) and reduced.shape[1] == 480
     assert x.shape[-2:] == naive.shape[-2:] == reduced.shape[-2:]
     assert macs == [[192 * (64 + 128 * 9 + 32 * 25), 163_328], [416 * (128 + 192 * 9 + 96 * 25), 388_096]]
+
+
+def test_preactivation_is_the_papers() -> None:
+    """He et al. 2016, eq. 5 and the appendix, written out for one stage after the other."""
+    net = small("preresnet20", shortcut="B").eval()
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.normal_(m.running_mean, std=0.3)  # pyright: ignore[reportArgumentType]
+    p = net.state_dict()
+
+    def activated(x: torch.Tensor, key: str) -> torch.Tensor:
+        values = (p[f"{key}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return F.relu(F.batch_norm(x, *values))
+
+    images = torch.randn(2, 3, 8, 8)
+    x = activated(F.conv2d(images, p["stages.stem.0.weight"], padding=1), "stages.stem.1")
+    for stage in (1, 2, 3):
+        for i in range(3):
+            key, changes = f"stages.stage{stage}.{i}", stage > 1 and i == 0
+            a = x if stage == 1 and i == 0 else activated(x, f"{key}.before.0")
+            b = F.conv2d(a, p[f"{key}.body.0.0.weight"], stride=2 if changes else 1, padding=1)
+            b = F.conv2d(activated(b, f"{key}.body.0.1"), p[f"{key}.body.1.weight"], padding=1)
+            x = b + (F.conv2d(a, p[f"{key}.shortcut.weight"], stride=2) if changes else x)
+    torch.testing.assert_close(net.features(images, "stage3"), activated(x, "stages.stage3.3.0"))
+
+
+def test_wide_and_preactivation_variants() -> None:
+    def params(name: str, **options_: Any) -> int:
+        with torch.device("meta"):
+            return sum(p.numel() for p in build(name, 10, **options_).parameters())
+
+    # projections add 16·32 and 32·64 values; osmr/imgclsmob has the sums
+    assert params("preresnet20", shortcut="B") == 272_282 and params("preresnet56", shortcut="B") == 855_578
+    assert params("preresnet110", shortcut="B") == 1_730_522
+    assert params("wrn16_10") == entry("wrn16_10").params == 17_116_634  # the same source; table 4: 17.1 million
+    assert params("wrn40_8") == entry("wrn40_8").params == 35_748_314
+    for name, millions in {"wrn16_8": 11.0, "wrn22_8": 17.2, "wrn40_1": 0.6, "wrn40_2": 2.2, "wrn40_4": 8.9}.items():
+        assert round(entry(name).params / 1e6, 1) == millions
+    drops = [m for m in small("wrn16_2", dropout=0.3).modules() if isinstance(m, nn.Dropout) and m.p == 0.3]
+    assert len(drops) == 6  # one a block

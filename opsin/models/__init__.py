@@ -7,7 +7,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from opsin.errors import UsageError, near
@@ -43,6 +43,7 @@ class Entry:
 _VGG = "Simonyan and Zisserman 2014, table 1"
 _GOOGLENET = "Szegedy et al. 2014, Going deeper with convolutions"
 _RESNET = "He et al. 2015, Deep residual learning"
+_PRERESNET = "He et al. 2016, Identity mappings in deep residual networks"
 _CHAPTER = "PaddlePaddle book 2017, image classification"
 
 
@@ -89,6 +90,46 @@ def _resnet(depth: int, params: int, million_macs: float) -> Entry:
         least_size=32,
         classes=1000,
         options={"depth": depth},
+    )
+
+
+def _preresnet(depth: int) -> Entry:
+    """The basic form, as large as the ResNet of 2015 of that depth."""
+    return replace(
+        _resnet_cifar(depth),
+        builder="opsin.models.resnet:preresnet_cifar",
+        summary=f"pre-activation ResNet-{depth} for small pictures",
+        year=2016,
+        paper=f"{_PRERESNET}, figure 4e",
+    )
+
+
+def _preresnet_bottleneck(depth: int) -> Entry:
+    n = (depth - 2) // 9
+    return replace(
+        _preresnet(depth),
+        summary=f"pre-activation ResNet-{depth} for small pictures, bottlenecks",
+        params=92_736 * n + 34_010,
+        million_macs=round((13_369_344 * n + 6_998_528) / 1e6, 1),
+        options={"depth": depth, "block": "bottleneck", "shortcut": "B"},
+    )
+
+
+def _wide_resnet(depth: int, widening: int) -> Entry:
+    n, a = (depth - 4) // 6, 16 * widening
+    spared = 0 if widening > 1 else 256  # the first block then keeps the shape and has no projection
+    return Entry(
+        builder="opsin.models.resnet:wide_resnet",
+        summary=f"Wide ResNet of depth {depth}, {widening} times as wide",
+        year=2016,
+        paper="Zagoruyko and Komodakis 2016, Wide residual networks, table 1",
+        params=474 + 200 * a + 28 * a * n + a**2 * (378 * n - 89) - spared,
+        million_macs=round(
+            (442_368 + 163_880 * a + 10_240 * a**2 + 27_648 * a**2 * (2 * n - 1) - 1024 * spared) / 1e6, 1
+        ),
+        native_size=32,
+        least_size=4,
+        options={"depth": depth, "widening": widening},
     )
 
 
@@ -244,22 +285,30 @@ MODELS: dict[str, Entry] = {
     "resnet50": _resnet(50, 25_557_032, 4_089.2),
     "resnet101": _resnet(101, 44_549_160, 7_801.4),
     "resnet152": _resnet(152, 60_192_808, 11_513.6),
+    **{f"preresnet{depth}": _preresnet(depth) for depth in (20, 56, 110)},
+    **{f"preresnet{depth}": _preresnet_bottleneck(depth) for depth in (164, 1001)},
+    **{f"wrn{d}_{k}": _wide_resnet(d, k) for d, k in ((16, 2), (16, 8), (28, 10), (40, 1), (40, 2), (40, 4))},
 }
 
 
 def entry(name: str) -> Entry:
-    """The table's line of that name, or of a CIFAR ResNet of any depth 6n+2 ("resnet26").
+    """The table's line of that name, or of a CIFAR ResNet of any depth: "resnet26", "preresnet32", "wrn22_8".
 
     `UsageError` for any other name, with the near ones. resnet18, 34, 50, 101 and 152 are the ImageNet networks.
     """
     if name in MODELS:
         return MODELS[name]
-    if match := re.fullmatch(r"resnet(\d{1,5})", name):
+    if match := re.fullmatch(r"(pre)?resnet(\d{1,5})", name):
         from opsin.models.resnet import blocks_per_stage
 
-        depth = int(match[1])
+        depth = int(match[2])
         blocks_per_stage(depth)
-        return _resnet_cifar(depth)
+        return _preresnet(depth) if match[1] else _resnet_cifar(depth)
+    if match := re.fullmatch(r"wrn(\d{1,4})_([1-9]\d?)", name):
+        from opsin.models.resnet import wide_blocks_per_stage
+
+        wide_blocks_per_stage(int(match[1]))
+        return _wide_resnet(int(match[1]), int(match[2]))
     raise UsageError(f"no network {name!r}; {near(name, MODELS)}")
 
 

@@ -88,6 +88,20 @@ class Residual(nn.Module):
         return F.relu(self.body(x) + self.shortcut(x), inplace=True)
 
 
+class PreResidual(nn.Module):
+    """shortcut(a) + body(a), a = before(x); without a shortcut x + body(a): He et al. 2016, figure 4e and appendix."""
+
+    def __init__(self, before: nn.Module, body: nn.Module, shortcut: nn.Module | None) -> None:
+        super().__init__()
+        self.before = before
+        self.body = body
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.before(x)
+        return (x if self.shortcut is None else self.shortcut(activated)) + self.body(activated)
+
+
 class ZeroPadShortcut(nn.Module):
     """Option A of He et al. 2015 §3.3: every `stride`-th pixel, new channels filled with zeros; no parameters.
 
