@@ -49,6 +49,13 @@ PARAMS = {
     "googlenet": 13_378_280,  # the BVLC's Caffe definition with both heads; 6,998,552 without
     "googlenet_bn": 13_004_888,  # torchvision with both heads; its documentation has 6,624,904 without
     "googlenet_cifar": 2_595_886,  # our own network: the sum of its layers by hand
+    "inception_v2": 11_295_240 - 10_016,  # osmr/imgclsmob and Cadene; without the biases before normalisations
+    "inception_v3": 27_161_264,  # torchvision with its head; 23,834,568 without
+    "inception_v3_cifar": 6_098_580,  # our own network: by hand from v3's modules, see test_networks.py
+    "inception_v4": 42_679_816,  # timm, Cadene
+    # osmr/imgclsmob has FaceNet's: less its 512 units before the classifier and its sixth module C
+    "inception_resnet_v1": 23_995_624 - (917_504 + 1_024 + 513_000) + 1_793_000 - 1_600_768,
+    "inception_resnet_v2": 55_843_464,  # timm, Cadene
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet44": 658_586,
@@ -238,7 +245,14 @@ def test_channels_last_gives_the_same(name: str) -> None:
     torch.testing.assert_close(received, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["smallnet", "lenet5", "vgg16_cifar", "resnet20"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("smallnet", "lenet5", "alexnet", "nin_cifar", "vgg16_cifar", "resnet20"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("googlenet_cifar", "inception_v3_cifar", "wrn16_2")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("googlenet", "inception_v2", "inception_resnet_v1")),
+    ],
+)
 def test_exports(name: str) -> None:
     net, images = small(name).eval(), pictures(name)
     exported = torch.export.export(net, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from opsin.loss import cross_entropy
 from opsin.models import build, entry
 from opsin.models.googlenet import MODULES, inception, inception_naive
+from opsin.models.inception import ReducingPool, ScaledResidual
 from opsin.recipe import CrossEntropy
 from tests.test_models import native, small
 
@@ -86,6 +87,38 @@ STAGES: dict[str, dict[str, tuple[int, ...]]] = {
         "5a": (416, 4, 4),
         "5b": (512, 4, 4),
     },
+    "inception_v2": {  # Ioffe and Szegedy 2015, figure 5; channels of 4c and 4d as published
+        "stem": (192, 28, 28),
+        **{"3a": (256, 28, 28), "3b": (320, 28, 28), "3c": (576, 14, 14)},
+        **{"4a": (576, 14, 14), "4b": (576, 14, 14), "4c": (608, 14, 14), "4d": (608, 14, 14), "4e": (1056, 7, 7)},
+        **{"5a": (1024, 7, 7), "5b": (1024, 7, 7)},
+    },
+    "inception_v3": {  # Szegedy et al. 2015, Rethinking, table 1
+        "stem": (192, 35, 35),
+        **{"5b": (256, 35, 35), "5c": (288, 35, 35), "5d": (288, 35, 35)},
+        **{f"6{letter}": (768, 17, 17) for letter in "abcde"},
+        **{"7a": (1280, 8, 8), "7b": (2048, 8, 8), "7c": (2048, 8, 8)},
+    },
+    "inception_v3_cifar": {  # ours: half the channels
+        "stem": (96, 15, 15),
+        **{"5b": (128, 15, 15), "5c": (144, 15, 15), "5d": (144, 15, 15)},
+        **{f"6{letter}": (384, 7, 7) for letter in "abcde"},
+        **{"7a": (640, 3, 3), "7b": (1024, 3, 3), "7c": (1024, 3, 3)},
+    },
+    "inception_v4": {  # Szegedy et al. 2016, figures 3 and 9
+        **{"stem": (64, 147, 147), "3a": (160, 73, 73), "4a": (192, 71, 71), "5a": (384, 35, 35)},
+        **{f"5{letter}": (384, 35, 35) for letter in "bcde"},
+        **{f"6{letter}": (1024, 17, 17) for letter in "abcdefgh"},
+        **{f"7{letter}": (1536, 8, 8) for letter in "abcd"},
+    },
+    "inception_resnet_v1": {  # the same, figures 14 and 15
+        **{"stem": (256, 35, 35), "5a": (256, 35, 35), "6a": (896, 17, 17), "6b": (896, 17, 17)},
+        **{"7a": (1792, 8, 8), "7b": (1792, 8, 8)},
+    },
+    "inception_resnet_v2": {  # as published
+        **{"stem": (192, 35, 35), "5b": (320, 35, 35), "5c": (320, 35, 35), "6a": (1088, 17, 17), "6b": (1088, 17, 17)},
+        **{"7a": (2080, 8, 8), "7b": (2080, 8, 8), "7c": (2080, 8, 8), "7d": (1536, 8, 8)},
+    },
     **{
         name: {"stem": (16, 32, 32), "stage1": (a, 32, 32), "stage2": (2 * a, 16, 16), "stage3": (4 * a, 8, 8)}
         for name, a in {
@@ -105,6 +138,11 @@ MODULES_3, MODULES_4, MODULES_5 = (
     1_042_432 + 1_442_816,
 )
 SAVED_3, SAVED_4, SAVED_5 = 57_344, 159_744, 163_840
+
+# The same of the modules of Inception v3, by hand: 5b–5d, 6a at the larger and at the smaller maps, 6b–6e, 7a, 7b–7c
+A, B, B_REDUCED = 254_976 + 276_480 + 284_160, 18_432 + 55_296, 995_328 + 82_944
+C, D, D_REDUCED, E = 1_294_336 + 2 * 1_687_552 + 2_138_112, 811_008, 884_736, 5_038_080 + 6_070_272
+V3_MODULES = A + B + B_REDUCED + C + D + D_REDUCED + E
 
 # Pixels × outputs × inputs of every layer, written from the papers' tables. In brackets: who published the same sum.
 MULTIPLY_ADDS = {
@@ -158,6 +196,40 @@ MULTIPLY_ADDS = {
     + (256 * 128 * 64 + 64 * (64 * 576 + 64 * 256 + 128 * 256))
     + 64 * 17 * (256 * 64 + 64 * 576 + 64 * 256)
     + 2560,
+    # [torchvision's documentation: 5.71 G]
+    "inception_v3": 149**2 * 32 * 27
+    + 147**2 * (32 * 288 + 64 * 288)
+    + 73**2 * 80 * 64
+    + 71**2 * 192 * 720
+    + 35**2 * (A + B)
+    + 17**2 * (B_REDUCED + C + D)
+    + 8**2 * (D_REDUCED + E)
+    + 2048 * 1000,
+    "inception_v3_cifar": 32**2 * (16 * 27 + 32 * 144)
+    + 15**2 * (96 * 288 + (A + B) // 4)
+    + 7**2 * (B_REDUCED + C + D) // 4
+    + 3**2 * (D_REDUCED + E) // 4
+    + 1024 * 10,
+    # [no published sum known; ours from figures 10–15]
+    "inception_resnet_v1": 149**2 * 32 * 27
+    + 147**2 * (32 * 288 + 64 * 288)
+    + 73**2 * 80 * 64
+    + 71**2 * 192 * 720
+    + 35**2 * (256 * 1728 + 5 * (3 * 32 * 256 + 3 * 32 * 288 + 96 * 256) + 192 * 256 + 192 * 1728)
+    + 17**2 * (384 * 2304 + 256 * 1728 + 10 * (2 * 128 * 896 + 2 * 128 * 896 + 256 * 896))
+    + 17**2 * (3 * 256 * 896 + 256 * 2304)
+    + 8**2 * ((384 + 256 + 256) * 2304 + 5 * (2 * 192 * 1792 + 2 * 192 * 576 + 384 * 1792))
+    + 1792 * 1000,
+}
+# Sums by others, in millions, which count normalisation and ReLU too: osmr/imgclsmob
+PUBLISHED = {
+    "inception_v2": 2_048.06,
+    "inception_v3": 5_743.06,
+    "inception_v4": 12_304.93,
+    "inception_resnet_v2": 13_188.64,
+    "wrn28_10": 5_246.98,
+    "nin_cifar": 222.97,
+    "alexnet_owt": 714.83,
 }
 
 
@@ -178,8 +250,24 @@ def test_multiply_adds_by_hand(name: str) -> None:
     assert entry(name).million_macs == round(MULTIPLY_ADDS[name] / 1e6, 1)
 
 
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_multiply_adds_are_just_below_what_others_count(name: str) -> None:
+    assert 0.99 * PUBLISHED[name] < entry(name).million_macs < PUBLISHED[name]
+
+
 # Networks of which some layer has no input left below the least size; the others only have nothing more to shrink
-HARD_LEAST = ["alexnet", "alexnet_owt", "alexnet_cifar", "nin_cifar", "nin", "googlenet", "googlenet_cifar"]
+HARD_LEAST = [
+    "alexnet",
+    "alexnet_owt",
+    "alexnet_cifar",
+    "nin_cifar",
+    "nin",
+    "googlenet",
+    "googlenet_cifar",
+    "inception_v3",
+    "inception_v3_cifar",
+]
+HARD_LEAST += ["inception_v4", "inception_resnet_v1", "inception_resnet_v2"]
 
 
 @pytest.mark.parametrize("name", HARD_LEAST)
@@ -194,6 +282,20 @@ def test_the_least_size_is_the_least(name: str) -> None:
     assert run(least).shape == (1, entry(name).classes)
     with pytest.raises(RuntimeError, match=r"too small|greater than"):
         run(least - 1)
+
+
+@pytest.mark.parametrize("name", ["googlenet_bn", "inception_v2"])
+def test_below_the_least_size_some_stage_has_nothing_to_shrink(name: str) -> None:
+    def shrinking(side: int) -> list[str]:
+        x, found = torch.empty(1, 3, side, side, device="meta"), []
+        for stage, module in native(name).stages.items():
+            x, before = module(x), x
+            found += [stage] if x.shape[-1] < before.shape[-1] else []
+        return found
+
+    least = entry(name).least_size
+    assert shrinking(least) == shrinking(224)
+    assert len(shrinking(least - 1)) < len(shrinking(224))
 
 
 def test_response_normalisation_is_the_papers_formula() -> None:
@@ -321,3 +423,42 @@ def test_wide_and_preactivation_variants() -> None:
         assert round(entry(name).params / 1e6, 1) == millions
     drops = [m for m in small("wrn16_2", dropout=0.3).modules() if isinstance(m, nn.Dropout) and m.p == 0.3]
     assert len(drops) == 6  # one a block
+
+
+def test_inception_v3_is_that_of_its_table() -> None:
+    """The weights of its modules by hand are those of torchvision's count, and so of the network."""
+    stem = 32 * 27 + 32 * 288 + 64 * 288 + 80 * 64 + 192 * 720
+    channels = (400, 464, 496, 496, 640, 1536, 1728, 1728, 1920, 1280, 3264, 3264)  # of the stem and of each module
+    assert stem + V3_MODULES + 2 * sum(channels) + 2_049_000 == 23_834_568
+    half = 16 * 27 + 32 * 144 + 96 * 288 + V3_MODULES // 4 + 2 * (16 + 32 + 96) + sum(channels[1:]) + 10_250
+    for name, without in (("inception_v3", 23_834_568), ("inception_v3_cifar", half)):
+        with torch.device("meta"):
+            assert sum(p.numel() for p in build(name, entry(name).classes, aux=False).parameters()) == without
+    assert list(native("inception_v3").aux) == ["6e"]
+    maps = torch.empty(1, 768, 17, 17, device="meta")
+    shapes = []
+    for part in native("inception_v3").aux["6e"].children():
+        maps = part(maps)
+        shapes.append(tuple(maps.shape[1:]))
+    assert shapes == [(768, 5, 5), (128, 5, 5), (768, 1, 1), (768,), (1000,)]
+
+
+def test_reducing_pool_meets_the_convolution_beside_it_at_any_size() -> None:
+    for side in (1, 2, 7, 8, 28):
+        x = torch.randn(1, 2, side, side)
+        pooled = ReducingPool()(x)
+        assert pooled.shape[-1] == F.conv2d(x, torch.ones(1, 2, 3, 3), stride=2, padding=1).shape[-1]
+        assert torch.equal(pooled[..., -1, 0], x[..., 2 * (pooled.shape[-1] - 1) :, :3].amax((2, 3)))
+    x = torch.randn(1, 2, 28, 28)
+    assert torch.equal(ReducingPool()(x), F.max_pool2d(x, 3, 2, ceil_mode=True))
+
+
+def test_residual_modules_of_inception_are_scaled() -> None:
+    counts = {"inception_resnet_v1": (5, 10, 5), "inception_resnet_v2": (10, 20, 9, 1)}
+    scales = {"inception_resnet_v1": (0.17, 0.1, 0.2), "inception_resnet_v2": (0.17, 0.1, 0.2, 1.0)}
+    for name in counts:
+        blocks = [m for m in native(name).modules() if isinstance(m, ScaledResidual)]
+        expected = [s for count, s in zip(counts[name], scales[name], strict=True) for _ in range(count)]
+        assert [block.scale for block in blocks] == expected
+    x, body = torch.randn(1, 2, 3, 3), nn.Conv2d(2, 2, 1)
+    torch.testing.assert_close(ScaledResidual(body, 0.2)(x), (x + 0.2 * body(x)).clamp_min(0))

@@ -42,6 +42,9 @@ class Entry:
 
 _VGG = "Simonyan and Zisserman 2014, table 1"
 _GOOGLENET = "Szegedy et al. 2014, Going deeper with convolutions"
+_INCEPTION2 = "Ioffe and Szegedy 2015, Batch normalization, figure 5"
+_INCEPTION3 = "Szegedy et al. 2015, Rethinking the Inception architecture"
+_INCEPTION4 = "Szegedy et al. 2016, Inception-v4, Inception-ResNet"
 _RESNET = "He et al. 2015, Deep residual learning"
 _PRERESNET = "He et al. 2016, Identity mappings in deep residual networks"
 _CHAPTER = "PaddlePaddle book 2017, image classification"
@@ -90,6 +93,20 @@ def _resnet(depth: int, params: int, million_macs: float) -> Entry:
         least_size=32,
         classes=1000,
         options={"depth": depth},
+    )
+
+
+def _inception(name: str, summary: str, year: int, paper: str, params: int, million_macs: float) -> Entry:
+    return Entry(
+        builder=f"opsin.models.inception:{name}",
+        summary=summary,
+        year=year,
+        paper=paper,
+        params=params,
+        million_macs=million_macs,
+        native_size=299,
+        least_size=75,
+        classes=1000,
     )
 
 
@@ -258,6 +275,28 @@ MODELS: dict[str, Entry] = {
         million_macs=98.4,
         native_size=32,
         least_size=8,
+    ),
+    "inception_v2": replace(
+        _inception("inception_v2", "BN-Inception", 2015, _INCEPTION2, 11_285_224, 2_032.6),
+        native_size=224,
+        least_size=23,
+    ),
+    "inception_v3": _inception(
+        "inception_v3", "Inception v3 with one auxiliary head", 2015, _INCEPTION3, 27_161_264, 5_713.2
+    ),
+    "inception_v3_cifar": replace(
+        _inception("inception_v3_cifar", "Inception v3 for small pictures, half as wide", 2015, "", 6_098_580, 194.9),
+        paper=f"after {_INCEPTION3}",
+        native_size=32,
+        least_size=15,
+        classes=10,
+    ),
+    "inception_v4": _inception("inception_v4", "Inception v4", 2016, _INCEPTION4, 42_679_816, 12_254.0),
+    "inception_resnet_v1": _inception(
+        "inception_resnet_v1", "Inception-ResNet v1", 2016, _INCEPTION4, 22_756_328, 6_206.4
+    ),
+    "inception_resnet_v2": _inception(
+        "inception_resnet_v2", "Inception-ResNet v2, as published", 2016, _INCEPTION4, 55_843_464, 13_155.8
     ),
     "vgg16_cifar": Entry(
         builder="opsin.models.vgg:vgg16_cifar",

@@ -6,11 +6,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from opsin.models.convnet import ConvNet
-from opsin.models.layers import Branches, at_least, conv_bn, conv_relu, initialize, linear_head
+from opsin.models.layers import AuxiliaryPool, Branches, at_least, conv_bn, conv_relu, initialize, linear_head
 
 # Szegedy et al. 2014, table 1: #1×1, #3×3 reduce, #3×3, #5×5 reduce, #5×5, pool proj; with 64 channels in the stem
 MODULES = {
@@ -125,13 +124,6 @@ def inception_naive(in_channels: int, channels: tuple[int, int, int], unit: Unit
     return Branches(*branches, nn.MaxPool2d(3, 1, padding=1))
 
 
-class AuxiliaryPool(nn.Module):
-    """Average pooling 5×5 with stride 3, then to 4×4 whatever the picture's size: 14×14 maps become 4×4 by it alone."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(F.avg_pool2d(x, 5, 3) if min(x.shape[-2:]) >= 14 else x, 4)
-
-
 def _googlenet(
     stem: nn.Module,
     unit: Unit,
@@ -159,7 +151,7 @@ def _googlenet(
         stages[name] = inception(channels, row, unit, five=five)
         channels = out[name] = row[0] + row[2] + row[4] + row[5]
     # torchvision pools to 4×4 at once
-    pool = partial(nn.AdaptiveAvgPool2d, 4) if five == 3 else AuxiliaryPool
+    pool = partial(nn.AdaptiveAvgPool2d, 4) if five == 3 else partial(AuxiliaryPool, 4)
     heads = {name: _aux_head(out[name], num_classes, unit, pool(), scaled(128), scaled(1024)) for name in ("4a", "4d")}
     return ConvNet(
         stages,

@@ -76,6 +76,21 @@ class Branches(nn.ModuleList):
         return torch.cat([branch(x) for branch in self], 1)
 
 
+class AuxiliaryPool(nn.Module):
+    """Average pooling 5×5 with stride 3, then to `side` whatever the picture's size.
+
+    The auxiliary heads of the Inceptions: the first alone makes 4×4 of 14×14 (GoogLeNet) and 5×5 of 17×17 (v3).
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(x, 5, 3) if min(x.shape[-2:]) >= 3 * self.side + 2 else x
+        return F.adaptive_avg_pool2d(x, self.side)
+
+
 class Residual(nn.Module):
     """ReLU(body(x) + shortcut(x)): He et al. 2015, figure 2."""
 
