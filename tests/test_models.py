@@ -265,7 +265,9 @@ def test_exports(name: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["alexnet_owt", "googlenet_bn", "vgg16", "vgg16_bn", "resnet18", "resnet50"])
+@pytest.mark.parametrize(
+    "name", ["alexnet_owt", "googlenet_bn", "inception_v3", "vgg16", "vgg16_bn", "resnet18", "resnet50"]
+)
 def test_torchvision_names_map_onto_all_of_ours(name: str) -> None:
     foreign = (DATA / "foreign" / f"torchvision_{name}.txt").read_text().splitlines()
     sizes = (line.split() for line in foreign)

@@ -86,10 +86,45 @@ GOOGLENET = {
 }
 
 
+def _inception_v3() -> dict[str, str]:
+    """torchvision's names, module by module: theirs count layers from 1 on."""
+    stem = zip(("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3"), (0, 1, 2, 4, 5), strict=True)
+    units = {f"Conv2d_{theirs}": f"stages.stem.{place}" for theirs, place in stem}
+
+    def chain(module: str, theirs: str, branch: int, count: int) -> None:
+        for i in range(count):
+            units[rf"Mixed_{module}\.{theirs}_{i + 1}"] = f"stages.{module}.{branch}.{i}"
+
+    for module in ("5b", "5c", "5d", "6b", "6c", "6d", "6e", "7b", "7c"):
+        units[rf"Mixed_{module}\.branch1x1"] = f"stages.{module}.0.0"
+        units[rf"Mixed_{module}\.branch_pool"] = f"stages.{module}.3.1"
+        if module < "6":
+            chain(module, "branch5x5", 1, 2)
+            chain(module, "branch3x3dbl", 2, 3)
+        elif module < "7":
+            chain(module, "branch7x7", 1, 3)
+            chain(module, "branch7x7dbl", 2, 5)
+        else:
+            chain(module, "branch3x3", 1, 1)
+            chain(module, "branch3x3dbl", 2, 2)
+            for i, fork in enumerate("ab"):
+                units[rf"Mixed_{module}\.branch3x3_2{fork}"] = f"stages.{module}.1.1.{i}"
+                units[rf"Mixed_{module}\.branch3x3dbl_3{fork}"] = f"stages.{module}.2.2.{i}"
+    units[r"Mixed_6a\.branch3x3"] = "stages.6a.0.0"
+    chain("6a", "branch3x3dbl", 1, 3)
+    chain("7a", "branch3x3", 0, 2)
+    chain("7a", "branch7x7x3", 1, 4)
+    units |= {r"AuxLogits\.conv0": "aux.6e.conv1", r"AuxLogits\.conv1": "aux.6e.conv2"}
+    parts = _TORCHVISION_UNIT.items()
+    table = {rf"{theirs}\.{part}": f"{ours}.{place}" for theirs, ours in units.items() for part, place in parts}
+    return table | {r"AuxLogits\.fc": "aux.6e.linear", r"fc": "head.linear"}
+
+
 KEY_MAPS: dict[str, dict[str, str]] = {
     "resnet": RESNET,
     "alexnet_owt": ALEXNET,
     "googlenet_bn": GOOGLENET,
+    "inception_v3": _inception_v3(),
     **{f"vgg{depth}": _vgg(depth, norm=False) for depth in CONVOLUTIONS},
     **{f"vgg{depth}_bn": _vgg(depth, norm=True) for depth in CONVOLUTIONS},
 }
