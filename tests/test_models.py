@@ -82,7 +82,7 @@ PARAMS = {
 }
 PAPER_MILLIONS = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}  # table 6
 # Of the same parts as others, only longer or wider: these are counted, and no more
-COUNTED = {"resnet1202", "preresnet56", "preresnet110", "preresnet1001", "wrn16_8", "wrn40_1", "wrn40_2"}
+COUNTED = {"resnet1202", "preresnet56", "preresnet110", "preresnet1001", "wrn16_8", "wrn40_1", "wrn40_2", "wrn40_4"}
 LISTED = [name for name in MODELS if name not in COUNTED]
 FAMILIES = [
     "smallnet",

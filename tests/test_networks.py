@@ -431,6 +431,7 @@ def test_network_in_network_has_no_fully_connected_layer_and_two_dropouts() -> N
     net = small("nin_cifar").eval()
     images = torch.randn(2, 3, 12, 12)
     torch.testing.assert_close(net(images).logits, net.features(images, "mlpconv3").mean((2, 3)))
+    assert bool((net(images).logits < 0).any())  # no ReLU after the maps of the classes
 
 
 def test_googlenet_modules_cost_what_table_1_says() -> None:

@@ -13,9 +13,11 @@ from opsin.models.layers import at_least, initialize
 def nin_cifar(num_classes: int = 10, in_channels: int = 3, *, dropout: float = 0.5, width: int = 192) -> ConvNet:
     """Network in Network for CIFAR, Lin et al. 2013, figure 2: 966,986 parameters.
 
-    Three MLPconv layers; the last gives one map a class, and a map's mean is the logit. Sizes are those of the authors'
-    published definition: they are not in the paper. Native input 32×32, any size from 4 on. width: channels of the
-    first convolution. The weights start at √(2 / fan-in), biases at 0; theirs had a standard deviation of .05.
+    Three MLPconv layers; the last gives one map a class, and a map's mean is the logit. Unlike theirs, these maps pass
+    no ReLU: with it all ten went dark in the first steps of a training, and a dark map is never learnt again. Sizes are
+    those of the authors' published definition: they are not in the paper. Native input 32×32, any size from 4 on.
+    width: channels of the first convolution. The weights start at √(2 / fan-in), biases at 0; theirs had a standard
+    deviation of .05.
     """
     at_least(1, width=width)
     a, b = max(1, width * 5 // 6), max(1, width // 2)  # 160, 96
@@ -23,7 +25,7 @@ def nin_cifar(num_classes: int = 10, in_channels: int = 3, *, dropout: float = 0
         {
             "mlpconv1": _mlpconv(in_channels, width, a, b, 5, pool=_max(), dropout=dropout),  # [B,  96, 16, 16]
             "mlpconv2": _mlpconv(b, width, width, width, 5, pool=_average(), dropout=dropout),  # [B, 192, 8, 8]
-            "mlpconv3": _mlpconv(width, width, width, num_classes, 3),  # [B, K, 8, 8]
+            "mlpconv3": _mlpconv(width, width, width, num_classes, 3, relu=False),  # [B, K, 8, 8]
         },
         head=_mean(),
         least_size=4,
@@ -35,7 +37,8 @@ def nin_cifar(num_classes: int = 10, in_channels: int = 3, *, dropout: float = 0
 def nin(num_classes: int = 1000, in_channels: int = 3, *, dropout: float = 0.5, width: int = 96) -> ConvNet:
     """Network in Network for ImageNet: 7,595,176 parameters. Native input 224×224, any size from 39 on.
 
-    Four MLPconv layers, as the authors published it with Caffe; the paper has no ImageNet network. width: channels of
+    Four MLPconv layers, as the authors published it with Caffe; the paper has no ImageNet network. Without ReLU after
+    the maps of the classes, as in `nin_cifar`. width: channels of
     the first layer. The weights start at √(2 / fan-in), biases at 0; theirs had standard deviations of .01 and .05.
     """
     at_least(1, width=width)
@@ -45,7 +48,7 @@ def nin(num_classes: int = 1000, in_channels: int = 3, *, dropout: float = 0.5, 
             "mlpconv1": _mlpconv(in_channels, a, a, a, 11, stride=4, padding=0, pool=_max()),  # [B, 96, 27, 27]
             "mlpconv2": _mlpconv(a, b, b, b, 5, pool=_max()),  # [B, 256, 13, 13]
             "mlpconv3": _mlpconv(b, c, c, c, 3, pool=_max(), dropout=dropout),  # [B, 384, 6, 6]
-            "mlpconv4": _mlpconv(c, d, d, num_classes, 3),  # [B, K, 6, 6]
+            "mlpconv4": _mlpconv(c, d, d, num_classes, 3, relu=False),  # [B, K, 6, 6]
         },
         head=_mean(),
         least_size=39,
@@ -65,6 +68,7 @@ def _mlpconv(
     padding: int | None = None,
     pool: nn.Module | None = None,
     dropout: float = 0.0,
+    relu: bool = True,
 ) -> nn.Sequential:
     """§3.1: a convolution and two 1×1 ("cascaded cross-channel") ones, each with ReLU; then pooling and dropout."""
     padding = kernel_size // 2 if padding is None else padding
@@ -74,8 +78,9 @@ def _mlpconv(
         cccp1=nn.Conv2d(channels, hidden, 1),
         act1=nn.ReLU(inplace=True),
         cccp2=nn.Conv2d(hidden, out_channels, 1),
-        act2=nn.ReLU(inplace=True),
     )
+    if relu:
+        parts["act2"] = nn.ReLU(inplace=True)
     if pool is not None:
         parts["pool"] = pool
     if dropout:
