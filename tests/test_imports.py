@@ -17,7 +17,8 @@ TABLE = """
     data.rng data.decode data.sandbox data.checked data.index data.formats data.manifest data.tar data.datasets
     data.loader
     augment
-    models models.convnet models.layers models.lenet models.vgg models.resnet models.smallnet models.weights
+    models models.convnet models.layers models.lenet models.alexnet models.nin models.vgg models.googlenet
+    models.inception models.resnet models.smallnet models.weights
     loss optim device train checkpoint metrics classifier evaluate figures report
     recipes.derive recipes.chapter recipes.resnet_cifar recipes
     console runfolder run doctor show chosen cli __main__

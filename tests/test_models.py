@@ -32,6 +32,11 @@ PARAMS = {
     "smallnet": 1_971_640 + 2 * (64 + 256 + 256),  # the count published for it, which leaves the frozen scales out
     "lenet5": 61_706,
     "lenet": 431_080,
+    "alexnet": 60_965_224,  # Caffe's reference, and the sum of the paper's table; its text says 60 million
+    "alexnet_owt": 61_100_840,  # torchvision's documentation
+    "alexnet_cifar": 5_871_434,  # our own network: the sum of its layers by hand
+    "nin_cifar": 966_986,  # the authors' Caffe definition; osmr/imgclsmob lists the same
+    "nin": 7_595_176,  # the sum of the authors' Caffe definition; their file of 29 MB is 4 × as many bytes
     "vgg11": 132_863_336,
     "vgg13": 133_047_848,
     "vgg16": 138_357_544,
@@ -41,6 +46,16 @@ PARAMS = {
     "vgg16_bn": 138_365_992,
     "vgg19_bn": 143_678_248,
     "vgg16_cifar": 15_254_602,
+    "googlenet": 13_378_280,  # the BVLC's Caffe definition with both heads; 6,998,552 without
+    "googlenet_bn": 13_004_888,  # torchvision with both heads; its documentation has 6,624,904 without
+    "googlenet_cifar": 2_595_886,  # our own network: the sum of its layers by hand
+    "inception_v2": 11_295_240 - 10_016,  # osmr/imgclsmob and Cadene; without the biases before normalisations
+    "inception_v3": 27_161_264,  # torchvision with its head; 23,834,568 without
+    "inception_v3_cifar": 6_098_580,  # our own network: by hand from v3's modules, see test_networks.py
+    "inception_v4": 42_679_816,  # timm, Cadene
+    # osmr/imgclsmob has FaceNet's: less its 512 units before the classifier and its sixth module C
+    "inception_resnet_v1": 23_995_624 - (917_504 + 1_024 + 513_000) + 1_793_000 - 1_600_768,
+    "inception_resnet_v2": 55_843_464,  # timm, Cadene
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet44": 658_586,
@@ -53,10 +68,33 @@ PARAMS = {
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
+    "preresnet20": 269_722,  # as the networks of 2015: the same layers in another order
+    "preresnet56": 853_018,
+    "preresnet110": 1_727_962,  # the paper: 1.7 million
+    "preresnet164": 1_703_258,  # osmr/imgclsmob; the paper: 1.7 million
+    "preresnet1001": 10_327_706,  # the same; the paper's 10.2 million leave out 149,216 of the normalisations
+    "wrn16_2": 691_674,
+    "wrn16_8": 10_961_370,  # table 4 of the paper: 11.0 million
+    "wrn28_10": 36_479_194,  # osmr/imgclsmob; table 4: 36.5 million
+    "wrn40_1": 563_930,  # table 4: 0.6, 2.2, 8.9 million
+    "wrn40_2": 2_243_546,
+    "wrn40_4": 8_949_210,
 }
 PAPER_MILLIONS = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}  # table 6
-LISTED = [name for name in MODELS if name != "resnet1202"]  # 1,200 layers of what resnet110 shows as well: only counted
-FAMILIES = ["smallnet", "lenet", "vgg11", "vgg16_cifar", "resnet20", "resnet50"]
+# Of the same parts as others, only longer or wider: these are counted, and no more
+COUNTED = {"resnet1202", "preresnet56", "preresnet110", "preresnet1001", "wrn16_8", "wrn40_1", "wrn40_2", "wrn40_4"}
+LISTED = [name for name in MODELS if name not in COUNTED]
+FAMILIES = [
+    "smallnet",
+    "lenet",
+    "alexnet_cifar",
+    "nin_cifar",
+    "vgg11",
+    "vgg16_cifar",
+    "googlenet_cifar",
+    "resnet20",
+    "resnet50",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +160,9 @@ def test_logits_and_features_at_the_native_size(name: str) -> None:
     assert last.shape[2] < table.native_size
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "preresnet1001" else name for name in MODELS]
+)
 def test_parameters_and_multiply_adds_are_those_of_the_paper(name: str) -> None:
     net, table = native(name), entry(name)
     assert sum(p.numel() for p in net.parameters()) == table.params == PARAMS[name]
@@ -156,7 +196,9 @@ def test_names_and_shapes_of_the_state(name: str) -> None:
 @pytest.mark.parametrize("name", LISTED)
 def test_every_parameter_gets_a_gradient(name: str) -> None:
     net = small(name).train()
-    F.cross_entropy(net(pictures(name)).logits, torch.tensor([0, 1, 2, 0])).backward()
+    output = net(pictures(name))
+    losses = [F.cross_entropy(logits, torch.tensor([0, 1, 2, 0])) for logits in (output.logits, *output.aux)]
+    torch.stack(losses).sum().backward()
     trained = {key: p for key, p in net.named_parameters() if p.requires_grad}
     without = [key for key, p in trained.items() if p.grad is None or not p.grad.isfinite().all()]
     assert not without
@@ -207,7 +249,14 @@ def test_channels_last_gives_the_same(name: str) -> None:
     torch.testing.assert_close(received, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["smallnet", "lenet5", "vgg16_cifar", "resnet20"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("smallnet", "lenet5", "alexnet", "nin_cifar", "vgg16_cifar", "resnet20"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("googlenet_cifar", "inception_v3_cifar", "wrn16_2")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("googlenet", "inception_v2", "inception_resnet_v1")),
+    ],
+)
 def test_exports(name: str) -> None:
     net, images = small(name).eval(), pictures(name)
     exported = torch.export.export(net, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
@@ -220,7 +269,9 @@ def test_exports(name: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["vgg16", "vgg16_bn", "resnet18", "resnet50"])
+@pytest.mark.parametrize(
+    "name", ["alexnet_owt", "googlenet_bn", "inception_v3", "vgg16", "vgg16_bn", "resnet18", "resnet50"]
+)
 def test_torchvision_names_map_onto_all_of_ours(name: str) -> None:
     foreign = (DATA / "foreign" / f"torchvision_{name}.txt").read_text().splitlines()
     sizes = (line.split() for line in foreign)
@@ -347,7 +398,7 @@ def test_auxiliary_heads_answer_in_training_only() -> None:
         ("resnet32", {"block": "bottleneck"}, r"resnet32: .*9n\+2; received 32, nearest 29 and 38"),
         ("vgg17", {}, "no network 'vgg17'; did you mean .*vgg1"),
         ("resnet_20", {}, "no network 'resnet_20'; did you mean .*resnet20"),
-        ("", {}, "no network ''; known: lenet, "),
+        ("", {}, "no network ''; known: alexnet, "),
         ("vgg16", {"hiden": 8}, "vgg16: no option 'hiden'; did you mean hidden"),
         ("vgg16", {"depth": 11}, "vgg16: no option 'depth'"),
         ("vgg16", {"activation": "reul"}, "vgg16.activation: expected one of 'relu', .*received 'reul'"),
@@ -360,6 +411,11 @@ def test_auxiliary_heads_answer_in_training_only() -> None:
         ("resnet_chapter", {"depth": 8}, "from 20 to 110, received 8"),
         ("resnet_chapter", {"depth": 111}, "from 20 to 110, received 111"),
         ("resnet_chapter", {"depth": 33}, "nearest 32 and 38"),
+        ("preresnet21", {}, "nearest 20 and 26"),
+        ("wrn18_2", {}, r"6n\+4; received 18, nearest 16 and 22"),
+        ("wrn4_2", {}, "nearest 10"),
+        ("wrn16_0", {}, "no network 'wrn16_0'"),
+        ("wrn16_2", {"dropout": -1.0}, "wrn16_2: dropout probability"),
         ("lenet", {"image_size": (15, 28)}, "lenet: image_size: expected at least 16×16 pixels, received 15×28"),
         ("lenet", {"image_size": 28}, "lenet.image_size: expected tuple"),
         ("lenet", {"num_classes": 0}, "lenet.num_classes: expected at least 1, received 0"),

@@ -7,7 +7,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from opsin.errors import UsageError, near
@@ -41,7 +41,12 @@ class Entry:
 
 
 _VGG = "Simonyan and Zisserman 2014, table 1"
+_GOOGLENET = "Szegedy et al. 2014, Going deeper with convolutions"
+_INCEPTION2 = "Ioffe and Szegedy 2015, Batch normalization, figure 5"
+_INCEPTION3 = "Szegedy et al. 2015, Rethinking the Inception architecture"
+_INCEPTION4 = "Szegedy et al. 2016, Inception-v4, Inception-ResNet"
 _RESNET = "He et al. 2015, Deep residual learning"
+_PRERESNET = "He et al. 2016, Identity mappings in deep residual networks"
 _CHAPTER = "PaddlePaddle book 2017, image classification"
 
 
@@ -91,6 +96,60 @@ def _resnet(depth: int, params: int, million_macs: float) -> Entry:
     )
 
 
+def _inception(name: str, summary: str, year: int, paper: str, params: int, million_macs: float) -> Entry:
+    return Entry(
+        builder=f"opsin.models.inception:{name}",
+        summary=summary,
+        year=year,
+        paper=paper,
+        params=params,
+        million_macs=million_macs,
+        native_size=299,
+        least_size=75,
+        classes=1000,
+    )
+
+
+def _preresnet(depth: int) -> Entry:
+    """The basic form, as large as the ResNet of 2015 of that depth."""
+    return replace(
+        _resnet_cifar(depth),
+        builder="opsin.models.resnet:preresnet_cifar",
+        summary=f"pre-activation ResNet-{depth} for small pictures",
+        year=2016,
+        paper=f"{_PRERESNET}, figure 4e",
+    )
+
+
+def _preresnet_bottleneck(depth: int) -> Entry:
+    n = (depth - 2) // 9
+    return replace(
+        _preresnet(depth),
+        summary=f"pre-activation ResNet-{depth} for small pictures, bottlenecks",
+        params=92_736 * n + 34_010,
+        million_macs=round((13_369_344 * n + 6_998_528) / 1e6, 1),
+        options={"depth": depth, "block": "bottleneck", "shortcut": "B"},
+    )
+
+
+def _wide_resnet(depth: int, widening: int) -> Entry:
+    n, a = (depth - 4) // 6, 16 * widening
+    spared = 0 if widening > 1 else 256  # the first block then keeps the shape and has no projection
+    return Entry(
+        builder="opsin.models.resnet:wide_resnet",
+        summary=f"Wide ResNet of depth {depth}, {widening} times as wide",
+        year=2016,
+        paper="Zagoruyko and Komodakis 2016, Wide residual networks, table 1",
+        params=474 + 200 * a + 28 * a * n + a**2 * (378 * n - 89) - spared,
+        million_macs=round(
+            (442_368 + 163_880 * a + 10_240 * a**2 + 27_648 * a**2 * (2 * n - 1) - 1024 * spared) / 1e6, 1
+        ),
+        native_size=32,
+        least_size=4,
+        options={"depth": depth, "widening": widening},
+    )
+
+
 MODELS: dict[str, Entry] = {
     "smallnet": Entry(
         builder="opsin.models.smallnet:smallnet",
@@ -124,6 +183,59 @@ MODELS: dict[str, Entry] = {
         least_size=16,
         channels=1,
     ),
+    "alexnet": Entry(
+        builder="opsin.models.alexnet:alexnet",
+        summary="AlexNet: two groups, local response normalisation",
+        year=2012,
+        paper="Krizhevsky et al. 2012, figure 2",
+        params=60_965_224,
+        million_macs=724.4,
+        native_size=224,
+        least_size=63,
+        classes=1000,
+    ),
+    "alexnet_owt": Entry(
+        builder="opsin.models.alexnet:alexnet_owt",
+        summary="AlexNet in one column, as torchvision has it",
+        year=2014,
+        paper="Krizhevsky 2014, One weird trick",
+        params=61_100_840,
+        million_macs=714.2,
+        native_size=224,
+        least_size=63,
+        classes=1000,
+    ),
+    "alexnet_cifar": Entry(
+        builder="opsin.models.alexnet:alexnet_cifar",
+        summary="AlexNet in one column, for small pictures",
+        year=2014,
+        paper="after Krizhevsky 2014, One weird trick",
+        params=5_871_434,
+        million_macs=182.2,
+        native_size=32,
+        least_size=15,
+    ),
+    "nin_cifar": Entry(
+        builder="opsin.models.nin:nin_cifar",
+        summary="Network in Network for small pictures, 3 MLPconv layers, means of maps as logits",
+        year=2013,
+        paper="Lin et al. 2013, Network in network, figure 2",
+        params=966_986,
+        million_macs=222.5,
+        native_size=32,
+        least_size=4,
+    ),
+    "nin": Entry(
+        builder="opsin.models.nin:nin",
+        summary="Network in Network for ImageNet, 4 MLPconv layers",
+        year=2013,
+        paper="Lin et al. 2013, Network in network, the authors' definition",
+        params=7_595_176,
+        million_macs=1_100.2,
+        native_size=224,
+        least_size=39,
+        classes=1000,
+    ),
     "vgg11": _vgg(11, 132_863_336, 7_609.1),
     "vgg13": _vgg(13, 133_047_848, 11_308.5),
     "vgg16": _vgg(16, 138_357_544, 15_470.3),
@@ -132,6 +244,60 @@ MODELS: dict[str, Entry] = {
     "vgg13_bn": _vgg(13, 133_053_736, 11_308.5, norm=True),
     "vgg16_bn": _vgg(16, 138_365_992, 15_470.3, norm=True),
     "vgg19_bn": _vgg(19, 143_678_248, 19_632.1, norm=True),
+    "googlenet": Entry(
+        builder="opsin.models.googlenet:googlenet",
+        summary="GoogLeNet with two auxiliary heads (parameters with them, multiply–adds without)",
+        year=2014,
+        paper=f"{_GOOGLENET}, table 1",
+        params=13_378_280,
+        million_macs=1_582.7,
+        native_size=224,
+        least_size=31,
+        classes=1000,
+    ),
+    "googlenet_bn": Entry(
+        builder="opsin.models.googlenet:googlenet_bn",
+        summary="GoogLeNet with batch normalisation, as torchvision has it",
+        year=2014,
+        paper=f"after {_GOOGLENET}",
+        params=13_004_888,
+        million_macs=1_498.4,
+        native_size=224,
+        least_size=31,
+        classes=1000,
+    ),
+    "googlenet_cifar": Entry(
+        builder="opsin.models.googlenet:googlenet_cifar",
+        summary="GoogLeNet with batch normalisation for small pictures, half as wide",
+        year=2014,
+        paper=f"after {_GOOGLENET}",
+        params=2_595_886,
+        million_macs=98.4,
+        native_size=32,
+        least_size=8,
+    ),
+    "inception_v2": replace(
+        _inception("inception_v2", "BN-Inception", 2015, _INCEPTION2, 11_285_224, 2_032.6),
+        native_size=224,
+        least_size=23,
+    ),
+    "inception_v3": _inception(
+        "inception_v3", "Inception v3 with one auxiliary head", 2015, _INCEPTION3, 27_161_264, 5_713.2
+    ),
+    "inception_v3_cifar": replace(
+        _inception("inception_v3_cifar", "Inception v3 for small pictures, half as wide", 2015, "", 6_098_580, 194.9),
+        paper=f"after {_INCEPTION3}",
+        native_size=32,
+        least_size=15,
+        classes=10,
+    ),
+    "inception_v4": _inception("inception_v4", "Inception v4", 2016, _INCEPTION4, 42_679_816, 12_254.0),
+    "inception_resnet_v1": _inception(
+        "inception_resnet_v1", "Inception-ResNet v1", 2016, _INCEPTION4, 22_756_328, 6_206.4
+    ),
+    "inception_resnet_v2": _inception(
+        "inception_resnet_v2", "Inception-ResNet v2, as published", 2016, _INCEPTION4, 55_843_464, 13_155.8
+    ),
     "vgg16_cifar": Entry(
         builder="opsin.models.vgg:vgg16_cifar",
         summary="the chapter's VGG-16 with batch normalisation and dropout, for small pictures",
@@ -158,22 +324,30 @@ MODELS: dict[str, Entry] = {
     "resnet50": _resnet(50, 25_557_032, 4_089.2),
     "resnet101": _resnet(101, 44_549_160, 7_801.4),
     "resnet152": _resnet(152, 60_192_808, 11_513.6),
+    **{f"preresnet{depth}": _preresnet(depth) for depth in (20, 56, 110)},
+    **{f"preresnet{depth}": _preresnet_bottleneck(depth) for depth in (164, 1001)},
+    **{f"wrn{d}_{k}": _wide_resnet(d, k) for d, k in ((16, 2), (16, 8), (28, 10), (40, 1), (40, 2), (40, 4))},
 }
 
 
 def entry(name: str) -> Entry:
-    """The table's line of that name, or of a CIFAR ResNet of any depth 6n+2 ("resnet26").
+    """The table's line of that name, or of a CIFAR ResNet of any depth: "resnet26", "preresnet32", "wrn22_8".
 
     `UsageError` for any other name, with the near ones. resnet18, 34, 50, 101 and 152 are the ImageNet networks.
     """
     if name in MODELS:
         return MODELS[name]
-    if match := re.fullmatch(r"resnet(\d{1,5})", name):
+    if match := re.fullmatch(r"(pre)?resnet(\d{1,5})", name):
         from opsin.models.resnet import blocks_per_stage
 
-        depth = int(match[1])
+        depth = int(match[2])
         blocks_per_stage(depth)
-        return _resnet_cifar(depth)
+        return _preresnet(depth) if match[1] else _resnet_cifar(depth)
+    if match := re.fullmatch(r"wrn(\d{1,4})_([1-9]\d?)", name):
+        from opsin.models.resnet import wide_blocks_per_stage
+
+        wide_blocks_per_stage(int(match[1]))
+        return _wide_resnet(int(match[1]), int(match[2]))
     raise UsageError(f"no network {name!r}; {near(name, MODELS)}")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,14 +41,54 @@ def at_least(least: int, **values: int) -> None:
 
 
 def conv_bn(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, *, relu: bool = True
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int | tuple[int, int],
+    stride: int = 1,
+    *,
+    relu: bool = True,
+    pad: bool = True,
+    eps: float = 1e-5,
 ) -> nn.Sequential:
-    """Convolution without bias that keeps the size (divided by `stride`) → batch normalisation → ReLU."""
+    """Convolution without bias → batch normalisation → ReLU. With `pad` it keeps the size (divided by `stride`)."""
+    height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    padding = (height // 2, width // 2) if pad else 0
     layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, bias=False),
-        nn.BatchNorm2d(out_channels),
+        nn.Conv2d(in_channels, out_channels, (height, width), stride, padding, bias=False),
+        nn.BatchNorm2d(out_channels, eps=eps),
     ]
     return nn.Sequential(*layers, nn.ReLU(inplace=True)) if relu else nn.Sequential(*layers)
+
+
+def conv_relu(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Sequential:
+    """Convolution with bias that keeps the size (divided by `stride`) → ReLU."""
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
+    return nn.Sequential(convolution, nn.ReLU(inplace=True))
+
+
+class Branches(nn.ModuleList):
+    """All branches of the same input, joined along the channels: Szegedy et al. 2014, figure 2."""
+
+    def __init__(self, *branches: nn.Module) -> None:
+        super().__init__(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self], 1)
+
+
+class AuxiliaryPool(nn.Module):
+    """Average pooling 5×5 with stride 3, then to `side` whatever the picture's size.
+
+    The auxiliary heads of the Inceptions: the first alone makes 4×4 of 14×14 (GoogLeNet) and 5×5 of 17×17 (v3).
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(x, 5, 3) if min(x.shape[-2:]) >= 3 * self.side + 2 else x
+        return F.adaptive_avg_pool2d(x, self.side)
 
 
 class Residual(nn.Module):
@@ -60,6 +101,20 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.body(x) + self.shortcut(x), inplace=True)
+
+
+class PreResidual(nn.Module):
+    """shortcut(a) + body(a), a = before(x); without a shortcut x + body(a): He et al. 2016, figure 4e and appendix."""
+
+    def __init__(self, before: nn.Module, body: nn.Module, shortcut: nn.Module | None) -> None:
+        super().__init__()
+        self.before = before
+        self.body = body
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.before(x)
+        return (x if self.shortcut is None else self.shortcut(activated)) + self.body(activated)
 
 
 class ZeroPadShortcut(nn.Module):

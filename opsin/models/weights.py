@@ -55,11 +55,82 @@ def _vgg(depth: int, *, norm: bool) -> dict[str, str]:
     }
 
 
+ALEXNET = {  # torchvision's
+    **{rf"features\.{place}": f"stages.conv{i}.conv" for i, place in enumerate((0, 3, 6, 8, 10), 1)},
+    r"classifier\.1": "stages.fc1.linear",
+    r"classifier\.4": "stages.fc2.linear",
+    r"classifier\.6": "head",
+}
+
+_TORCHVISION_UNIT = {"conv": "0", "bn": "1"}  # its modules of a convolution and a normalisation
+GOOGLENET = {
+    rf"{theirs}\.{part}": f"{ours}.{place}"
+    for theirs, ours in {
+        "conv1": "stages.stem.0",
+        "conv2": "stages.stem.2",
+        "conv3": "stages.stem.3",
+        r"inception(\d\w)\.branch1": r"stages.\1.0",
+        r"inception(\d\w)\.branch2\.([01])": r"stages.\1.1.\2",
+        r"inception(\d\w)\.branch3\.([01])": r"stages.\1.2.\2",
+        r"inception(\d\w)\.branch4\.1": r"stages.\1.3.1",
+        r"aux1\.conv": "aux.4a.conv",
+        r"aux2\.conv": "aux.4d.conv",
+    }.items()
+    for part, place in _TORCHVISION_UNIT.items()
+} | {
+    r"aux1\.fc1": "aux.4a.fc",
+    r"aux1\.fc2": "aux.4a.linear",
+    r"aux2\.fc1": "aux.4d.fc",
+    r"aux2\.fc2": "aux.4d.linear",
+    r"fc": "head.linear",
+}
+
+
+def _inception_v3() -> dict[str, str]:
+    """torchvision's names, module by module: theirs count layers from 1 on."""
+    stem = zip(("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3"), (0, 1, 2, 4, 5), strict=True)
+    units = {f"Conv2d_{theirs}": f"stages.stem.{place}" for theirs, place in stem}
+
+    def chain(module: str, theirs: str, branch: int, count: int) -> None:
+        for i in range(count):
+            units[rf"Mixed_{module}\.{theirs}_{i + 1}"] = f"stages.{module}.{branch}.{i}"
+
+    for module in ("5b", "5c", "5d", "6b", "6c", "6d", "6e", "7b", "7c"):
+        units[rf"Mixed_{module}\.branch1x1"] = f"stages.{module}.0.0"
+        units[rf"Mixed_{module}\.branch_pool"] = f"stages.{module}.3.1"
+        if module < "6":
+            chain(module, "branch5x5", 1, 2)
+            chain(module, "branch3x3dbl", 2, 3)
+        elif module < "7":
+            chain(module, "branch7x7", 1, 3)
+            chain(module, "branch7x7dbl", 2, 5)
+        else:
+            chain(module, "branch3x3", 1, 1)
+            chain(module, "branch3x3dbl", 2, 2)
+            for i, fork in enumerate("ab"):
+                units[rf"Mixed_{module}\.branch3x3_2{fork}"] = f"stages.{module}.1.1.{i}"
+                units[rf"Mixed_{module}\.branch3x3dbl_3{fork}"] = f"stages.{module}.2.2.{i}"
+    units[r"Mixed_6a\.branch3x3"] = "stages.6a.0.0"
+    chain("6a", "branch3x3dbl", 1, 3)
+    chain("7a", "branch3x3", 0, 2)
+    chain("7a", "branch7x7x3", 1, 4)
+    units |= {r"AuxLogits\.conv0": "aux.6e.conv1", r"AuxLogits\.conv1": "aux.6e.conv2"}
+    parts = _TORCHVISION_UNIT.items()
+    table = {rf"{theirs}\.{part}": f"{ours}.{place}" for theirs, ours in units.items() for part, place in parts}
+    return table | {r"AuxLogits\.fc": "aux.6e.linear", r"fc": "head.linear"}
+
+
 KEY_MAPS: dict[str, dict[str, str]] = {
     "resnet": RESNET,
+    "alexnet_owt": ALEXNET,
+    "googlenet_bn": GOOGLENET,
+    "inception_v3": _inception_v3(),
     **{f"vgg{depth}": _vgg(depth, norm=False) for depth in CONVOLUTIONS},
     **{f"vgg{depth}_bn": _vgg(depth, norm=True) for depth in CONVOLUTIONS},
 }
+
+# The last layer of networks without a fully-connected one
+LAST = {"nin_cifar": "stages.mlpconv3.cccp2.weight", "nin": "stages.mlpconv4.cccp2.weight"}
 
 
 def key_map(name: str) -> dict[str, str]:
@@ -185,8 +256,11 @@ def _strip_prefixes(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, T
 def classes_and_channels(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
     """(num_classes, in_channels) that the network `name` must be built with for these tensors."""
     ours = translate(tensors, name)
-    heads = [tensor for key, tensor in ours.items() if key.startswith("head.") and tensor.ndim == 2]
-    firsts = (f"stages.{stage}.weight" for stage in ("stem.0", "whiten.0", "conv1.conv", "stage1.0"))
+    heads = [t for key, t in ours.items() if (key.startswith("head.") and t.ndim == 2) or key == LAST.get(name)]
+    firsts = (
+        f"stages.{stage}.weight"
+        for stage in ("stem.0", "stem.0.0", "whiten.0", "conv1.conv", "mlpconv1.conv", "stage1.0")
+    )
     inputs = [ours[key] for key in firsts if key in ours and ours[key].ndim == 4]
     if len(heads) != 1 or not inputs:
         missing = "last layer" if len(heads) != 1 else "first convolution"

@@ -253,7 +253,7 @@ def test_our_own_names_need_no_table() -> None:
     assert classes_and_channels(state(model), "lenet") == (4, 1)
     resnet = state(build("resnet20", 7, 2))
     assert translate(resnet, "resnet20") == resnet
-    for name in ("vgg16_cifar", "smallnet", "lenet5"):
+    for name in ("vgg16_cifar", "smallnet", "lenet5", "nin_cifar", "alexnet_cifar"):
         assert classes_and_channels(state(build(name, 7, 2)), name) == (7, 2)
 
 

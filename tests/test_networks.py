@@ -1,0 +1,570 @@
+"""What the papers say about their networks: maps at every stage, multiply–adds, and the parts that are theirs alone.
+
+Sizes, names, gradients and least sizes of all networks are in test_models.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from opsin.loss import cross_entropy
+from opsin.models import build, entry
+from opsin.models.googlenet import MODULES, inception, inception_naive
+from opsin.models.inception import ReducingPool, ScaledResidual
+from opsin.models.weights import translate
+from opsin.recipe import CrossEntropy
+from tests.test_models import DATA, native, small
+
+GOOGLENET = {  # Szegedy et al. 2014, table 1, "output size"
+    "stem": (192, 28, 28),
+    "3a": (256, 28, 28),
+    "3b": (480, 28, 28),
+    "pool3": (480, 14, 14),
+    "4a": (512, 14, 14),
+    "4b": (512, 14, 14),
+    "4c": (512, 14, 14),
+    "4d": (528, 14, 14),
+    "4e": (832, 14, 14),
+    "pool4": (832, 7, 7),
+    "5a": (832, 7, 7),
+    "5b": (1024, 7, 7),
+}
+
+# Output of every stage at the native size, from the papers' tables and figures
+STAGES: dict[str, dict[str, tuple[int, ...]]] = {
+    "alexnet": {  # Krizhevsky et al. 2012, figure 2, both cards together, after pooling
+        "conv1": (96, 27, 27),
+        "conv2": (256, 13, 13),
+        "conv3": (384, 13, 13),
+        "conv4": (384, 13, 13),
+        "conv5": (256, 6, 6),
+        "fc1": (4096,),
+        "fc2": (4096,),
+    },
+    "alexnet_owt": {  # torchvision
+        "conv1": (64, 27, 27),
+        "conv2": (192, 13, 13),
+        "conv3": (384, 13, 13),
+        "conv4": (256, 13, 13),
+        "conv5": (256, 6, 6),
+        "fc1": (4096,),
+        "fc2": (4096,),
+    },
+    "alexnet_cifar": {  # ours
+        "conv1": (64, 15, 15),
+        "conv2": (192, 7, 7),
+        "conv3": (384, 7, 7),
+        "conv4": (256, 7, 7),
+        "conv5": (256, 3, 3),
+        "fc1": (1024,),
+        "fc2": (1024,),
+    },
+    "nin_cifar": {"mlpconv1": (96, 16, 16), "mlpconv2": (192, 8, 8), "mlpconv3": (10, 8, 8)},  # the authors' definition
+    "nin": {  # the authors' definition
+        "mlpconv1": (96, 27, 27),
+        "mlpconv2": (256, 13, 13),
+        "mlpconv3": (384, 6, 6),
+        "mlpconv4": (1000, 6, 6),
+    },
+    "googlenet": GOOGLENET,
+    "googlenet_bn": GOOGLENET,
+    "googlenet_cifar": {  # ours: half the channels
+        "stem": (96, 16, 16),
+        "3a": (128, 16, 16),
+        "3b": (240, 16, 16),
+        "pool3": (240, 8, 8),
+        "4a": (256, 8, 8),
+        "4b": (256, 8, 8),
+        "4c": (256, 8, 8),
+        "4d": (264, 8, 8),
+        "4e": (416, 8, 8),
+        "pool4": (416, 4, 4),
+        "5a": (416, 4, 4),
+        "5b": (512, 4, 4),
+    },
+    "inception_v2": {  # Ioffe and Szegedy 2015, figure 5; channels of 4c and 4d as published
+        "stem": (192, 28, 28),
+        **{"3a": (256, 28, 28), "3b": (320, 28, 28), "3c": (576, 14, 14)},
+        **{"4a": (576, 14, 14), "4b": (576, 14, 14), "4c": (608, 14, 14), "4d": (608, 14, 14), "4e": (1056, 7, 7)},
+        **{"5a": (1024, 7, 7), "5b": (1024, 7, 7)},
+    },
+    "inception_v3": {  # Szegedy et al. 2015, Rethinking, table 1
+        "stem": (192, 35, 35),
+        **{"5b": (256, 35, 35), "5c": (288, 35, 35), "5d": (288, 35, 35)},
+        **{f"6{letter}": (768, 17, 17) for letter in "abcde"},
+        **{"7a": (1280, 8, 8), "7b": (2048, 8, 8), "7c": (2048, 8, 8)},
+    },
+    "inception_v3_cifar": {  # ours: half the channels
+        "stem": (96, 15, 15),
+        **{"5b": (128, 15, 15), "5c": (144, 15, 15), "5d": (144, 15, 15)},
+        **{f"6{letter}": (384, 7, 7) for letter in "abcde"},
+        **{"7a": (640, 3, 3), "7b": (1024, 3, 3), "7c": (1024, 3, 3)},
+    },
+    "inception_v4": {  # Szegedy et al. 2016, figures 3 and 9
+        **{"stem": (64, 147, 147), "3a": (160, 73, 73), "4a": (192, 71, 71), "5a": (384, 35, 35)},
+        **{f"5{letter}": (384, 35, 35) for letter in "bcde"},
+        **{f"6{letter}": (1024, 17, 17) for letter in "abcdefgh"},
+        **{f"7{letter}": (1536, 8, 8) for letter in "abcd"},
+    },
+    "inception_resnet_v1": {  # the same, figures 14 and 15
+        **{"stem": (256, 35, 35), "5a": (256, 35, 35), "6a": (896, 17, 17), "6b": (896, 17, 17)},
+        **{"7a": (1792, 8, 8), "7b": (1792, 8, 8)},
+    },
+    "inception_resnet_v2": {  # as published
+        **{"stem": (192, 35, 35), "5b": (320, 35, 35), "5c": (320, 35, 35), "6a": (1088, 17, 17), "6b": (1088, 17, 17)},
+        **{"7a": (2080, 8, 8), "7b": (2080, 8, 8), "7c": (2080, 8, 8), "7d": (1536, 8, 8)},
+    },
+    **{
+        name: {"stem": (16, 32, 32), "stage1": (a, 32, 32), "stage2": (2 * a, 16, 16), "stage3": (4 * a, 8, 8)}
+        for name, a in {
+            "preresnet20": 16,
+            "preresnet110": 16,
+            "preresnet164": 64,
+            "wrn16_2": 32,
+            "wrn28_10": 160,
+        }.items()
+    },  # He et al. 2016, §4 as in 2015; Zagoruyko and Komodakis 2016, table 1
+}
+
+# Multiply–adds a pixel of the nine modules of GoogLeNet, by hand, with 5×5 convolutions; and what 3×3 ones save
+MODULES_3, MODULES_4, MODULES_5 = (
+    163_328 + 388_096,
+    375_552 + 448_512 + 509_440 + 604_672 + 867_328,
+    1_042_432 + 1_442_816,
+)
+SAVED_3, SAVED_4, SAVED_5 = 57_344, 159_744, 163_840
+
+# The same of the modules of Inception v3, by hand: 5b–5d, 6a at the larger and at the smaller maps, 6b–6e, 7a, 7b–7c
+A, B, B_REDUCED = 254_976 + 276_480 + 284_160, 18_432 + 55_296, 995_328 + 82_944
+C, D, D_REDUCED, E = 1_294_336 + 2 * 1_687_552 + 2_138_112, 811_008, 884_736, 5_038_080 + 6_070_272
+V3_MODULES = A + B + B_REDUCED + C + D + D_REDUCED + E
+
+# Pixels × outputs × inputs of every layer, written from the papers' tables. In brackets: who published the same sum.
+MULTIPLY_ADDS = {
+    # two groups halve the inputs of conv2, conv4, conv5 [Sze et al. 2017, table II: 724 M, of which 666 M convolutions]
+    "alexnet": 55**2 * 96 * 363 + 27**2 * 256 * 1200 + 13**2 * (384 * 2304 + 384 * 1728 + 256 * 1728) + 58_621_952,
+    # [torchvision's documentation: 0.71 G]
+    "alexnet_owt": 55**2 * 64 * 363 + 27**2 * 192 * 1600 + 13**2 * (384 * 1728 + 256 * 3456 + 256 * 2304) + 58_621_952,
+    "alexnet_cifar": 32**2 * 64 * 75 + 15**2 * 192 * 1600 + 7**2 * (384 * 1728 + 256 * 3456 + 256 * 2304) + 3_418_112,
+    # [osmr/imgclsmob: 222.97 M, which counts ReLU and pooling too]
+    "nin_cifar": 32**2 * (192 * 75 + 160 * 192 + 96 * 160)
+    + 16**2 * (192 * 2400 + 2 * 192**2)
+    + 8**2 * (192 * 1728 + 192**2 + 10 * 192),
+    # [no published sum known; ours from the authors' definition]
+    "nin": 54**2 * (96 * 363 + 2 * 96**2)
+    + 27**2 * (256 * 2400 + 2 * 256**2)
+    + 13**2 * (384 * 2304 + 2 * 384**2)
+    + 6**2 * (1024 * 3456 + 1024**2 + 1000 * 1024),
+    # [the BVLC's Caffe definition: 1.58 G; the paper's column "ops" sums to 1.50 G, see below]
+    "googlenet": 112**2 * 64 * 147
+    + 56**2 * (64 * 64 + 192 * 576)
+    + 28**2 * MODULES_3
+    + 14**2 * MODULES_4
+    + 7**2 * MODULES_5
+    + 1_024_000,
+    # [torchvision's documentation: 1.50 G]
+    "googlenet_bn": 112**2 * 64 * 147
+    + 56**2 * (64 * 64 + 192 * 576)
+    + 28**2 * (MODULES_3 - SAVED_3)
+    + 14**2 * (MODULES_4 - SAVED_4)
+    + 7**2 * (MODULES_5 - SAVED_5)
+    + 1_024_000,
+    "googlenet_cifar": 32**2 * 32 * 27
+    + 16**2 * (32 * 32 + 96 * 288 + MODULES_3 // 4)
+    + 8**2 * MODULES_4 // 4
+    + 4**2 * MODULES_5 // 4
+    + 5_120,
+    # First block of each stage with its projection, then the others; [osmr/imgclsmob: 5,246.98 M with ReLU and norms]
+    **{
+        f"wrn{depth}_{k}": 1024 * 16 * 27
+        + 1024 * (16 * a * 10 + a * a * 9 * (2 * n - 1))
+        + 256 * (a * 2 * a * 10 + 4 * a * a * 9 * (2 * n - 1))
+        + 64 * (2 * a * 4 * a * 10 + 16 * a * a * 9 * (2 * n - 1))
+        + 4 * a * 10
+        for depth, k, n, a in ((16, 2, 2, 32), (28, 10, 4, 160), (40, 4, 6, 64))
+    },
+    # [no published sum with the stride on the 3×3; ours. osmr/imgclsmob's 255 M count normalisation and ReLU too]
+    "preresnet164": 1024 * 16 * 27
+    + 1024 * (16 * 16 + 16 * 144 + 16 * 64 + 16 * 64 + 17 * (64 * 16 + 16 * 144 + 16 * 64))
+    + (1024 * 64 * 32 + 256 * (32 * 288 + 32 * 128 + 64 * 128))
+    + 256 * 17 * (128 * 32 + 32 * 288 + 32 * 128)
+    + (256 * 128 * 64 + 64 * (64 * 576 + 64 * 256 + 128 * 256))
+    + 64 * 17 * (256 * 64 + 64 * 576 + 64 * 256)
+    + 2560,
+    # [torchvision's documentation: 5.71 G]
+    "inception_v3": 149**2 * 32 * 27
+    + 147**2 * (32 * 288 + 64 * 288)
+    + 73**2 * 80 * 64
+    + 71**2 * 192 * 720
+    + 35**2 * (A + B)
+    + 17**2 * (B_REDUCED + C + D)
+    + 8**2 * (D_REDUCED + E)
+    + 2048 * 1000,
+    "inception_v3_cifar": 32**2 * (16 * 27 + 32 * 144)
+    + 15**2 * (96 * 288 + (A + B) // 4)
+    + 7**2 * (B_REDUCED + C + D) // 4
+    + 3**2 * (D_REDUCED + E) // 4
+    + 1024 * 10,
+    # [no published sum known; ours from figures 10–15]
+    "inception_resnet_v1": 149**2 * 32 * 27
+    + 147**2 * (32 * 288 + 64 * 288)
+    + 73**2 * 80 * 64
+    + 71**2 * 192 * 720
+    + 35**2 * (256 * 1728 + 5 * (3 * 32 * 256 + 3 * 32 * 288 + 96 * 256) + 192 * 256 + 192 * 1728)
+    + 17**2 * (384 * 2304 + 256 * 1728 + 10 * (2 * 128 * 896 + 2 * 128 * 896 + 256 * 896))
+    + 17**2 * (3 * 256 * 896 + 256 * 2304)
+    + 8**2 * ((384 + 256 + 256) * 2304 + 5 * (2 * 192 * 1792 + 2 * 192 * 576 + 384 * 1792))
+    + 1792 * 1000,
+}
+# Sums by others, in millions, which count normalisation and ReLU too: osmr/imgclsmob
+PUBLISHED = {
+    "inception_v2": 2_048.06,
+    "inception_v3": 5_743.06,
+    "inception_v4": 12_304.93,
+    "inception_resnet_v2": 13_188.64,
+    "wrn28_10": 5_246.98,
+    "nin_cifar": 222.97,
+    "alexnet_owt": 714.83,
+}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_maps_at_every_stage(name: str) -> None:
+    net, table = native(name), entry(name)
+    x = torch.empty(1, table.channels, table.native_size, table.native_size, device="meta")
+    shapes = {}
+    for stage, module in net.stages.items():
+        x = module(x)
+        shapes[stage] = tuple(x.shape[1:])
+    assert shapes == STAGES[name]
+
+
+@pytest.mark.parametrize("name", MULTIPLY_ADDS)
+def test_multiply_adds_by_hand(name: str) -> None:
+    """test_models.py compares the table of networks with what the network does; this compares it with the papers."""
+    assert entry(name).million_macs == round(MULTIPLY_ADDS[name] / 1e6, 1)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_multiply_adds_are_just_below_what_others_count(name: str) -> None:
+    assert 0.99 * PUBLISHED[name] < entry(name).million_macs < PUBLISHED[name]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# torchvision's networks, written out in functions from the papers' figures, on weights under torchvision's names
+# ---------------------------------------------------------------------------------------------------------------------
+
+Weights = dict[str, torch.Tensor]
+
+
+def foreign(name: str) -> Weights:
+    """Random weights of which every layer keeps the size of its input, and running statistics that do something."""
+    weights = Weights()
+    for line in (DATA / "foreign" / f"torchvision_{name}.txt").read_text().splitlines():
+        key, size = line.split()
+        shape = () if size == "scalar" else tuple(map(int, size.split("x")))
+        if key.endswith("num_batches_tracked"):
+            weights[key] = torch.tensor(1)
+        elif key.endswith(("bn.weight", "running_var")):
+            weights[key] = torch.rand(shape) + 0.5
+        else:
+            weights[key] = torch.randn(shape) * ((2 / weight_inputs(shape)) ** 0.5 if len(shape) > 1 else 0.1)
+    return weights
+
+
+def weight_inputs(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape[1:]))
+
+
+def unit(p: Weights, x: torch.Tensor, key: str, stride: int = 1, pad: bool = True) -> torch.Tensor:
+    """Convolution, batch normalisation with ε .001, ReLU."""
+    weight = p[f"{key}.conv.weight"]
+    padding = (weight.shape[2] // 2, weight.shape[3] // 2) if pad else 0
+    x = F.conv2d(x, weight, stride=stride, padding=padding)
+    mean, variance, scale, shift = (p[f"{key}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+    return F.relu(F.batch_norm(x, mean, variance, scale, shift, eps=1e-3))
+
+
+def units(p: Weights, x: torch.Tensor, key: str, count: int) -> torch.Tensor:
+    for i in range(count):
+        x = unit(p, x, f"{key}_{i + 1}")
+    return x
+
+
+def googlenet_by_hand(p: Weights, x: torch.Tensor) -> torch.Tensor:
+    """Szegedy et al. 2014, figure 3, with torchvision's 3×3 for 5×5 and its last pooling of 2×2."""
+    x = F.max_pool2d(unit(p, x, "conv1", 2), 3, 2, ceil_mode=True)
+    x = F.max_pool2d(unit(p, unit(p, x, "conv2"), "conv3"), 3, 2, ceil_mode=True)
+    for module in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"):
+        if module in ("4a", "5a"):
+            x = F.max_pool2d(x, 3 if module == "4a" else 2, 2, ceil_mode=True)
+        key = f"inception{module}"
+        two, three = (unit(p, unit(p, x, f"{key}.branch{i}.0"), f"{key}.branch{i}.1") for i in (2, 3))
+        four = unit(p, F.max_pool2d(x, 3, 1, 1), f"{key}.branch4.1")
+        x = torch.cat((unit(p, x, f"{key}.branch1"), two, three, four), 1)
+    return F.linear(x.mean((2, 3)), p["fc.weight"], p["fc.bias"])
+
+
+def inception_v3_by_hand(p: Weights, x: torch.Tensor) -> torch.Tensor:
+    """Szegedy et al. 2015, Rethinking, table 1 and figures 5, 6, 7 and 10."""
+    x = unit(p, unit(p, x, "Conv2d_1a_3x3", 2, False), "Conv2d_2a_3x3", 1, False)
+    x = F.max_pool2d(unit(p, x, "Conv2d_2b_3x3"), 3, 2)
+    x = F.max_pool2d(unit(p, unit(p, x, "Conv2d_3b_1x1"), "Conv2d_4a_3x3", 1, False), 3, 2)
+    for key in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
+        five, three = units(p, x, f"{key}.branch5x5", 2), units(p, x, f"{key}.branch3x3dbl", 3)
+        x = torch.cat((unit(p, x, f"{key}.branch1x1"), five, three, pooled(p, x, key)), 1)
+    double = unit(p, units(p, x, "Mixed_6a.branch3x3dbl", 2), "Mixed_6a.branch3x3dbl_3", 2, False)
+    x = torch.cat((unit(p, x, "Mixed_6a.branch3x3", 2, False), double, F.max_pool2d(x, 3, 2)), 1)
+    for key in ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"):
+        once, twice = units(p, x, f"{key}.branch7x7", 3), units(p, x, f"{key}.branch7x7dbl", 5)
+        x = torch.cat((unit(p, x, f"{key}.branch1x1"), once, twice, pooled(p, x, key)), 1)
+    three = unit(p, units(p, x, "Mixed_7a.branch3x3", 1), "Mixed_7a.branch3x3_2", 2, False)
+    seven = unit(p, units(p, x, "Mixed_7a.branch7x7x3", 3), "Mixed_7a.branch7x7x3_4", 2, False)
+    x = torch.cat((three, seven, F.max_pool2d(x, 3, 2)), 1)
+    for key in ("Mixed_7b", "Mixed_7c"):
+        once, twice = units(p, x, f"{key}.branch3x3", 1), units(p, x, f"{key}.branch3x3dbl", 2)
+        forks = [unit(p, once, f"{key}.branch3x3_2{fork}") for fork in "ab"]
+        forks += [unit(p, twice, f"{key}.branch3x3dbl_3{fork}") for fork in "ab"]
+        x = torch.cat((unit(p, x, f"{key}.branch1x1"), *forks, pooled(p, x, key)), 1)
+    return F.linear(x.mean((2, 3)), p["fc.weight"], p["fc.bias"])
+
+
+def pooled(p: Weights, x: torch.Tensor, key: str) -> torch.Tensor:
+    return unit(p, F.avg_pool2d(x, 3, 1, 1), f"{key}.branch_pool")
+
+
+@pytest.mark.parametrize(
+    ("name", "by_hand", "side"), [("googlenet_bn", googlenet_by_hand, 79), ("inception_v3", inception_v3_by_hand, 107)]
+)
+def test_torchvisions_weights_give_the_logits_that_the_papers_figures_give(
+    name: str, by_hand: Callable[[Weights, torch.Tensor], torch.Tensor], side: int
+) -> None:
+    weights, images = foreign(name), torch.randn(2, 3, side, side)
+    with torch.device("meta"):
+        net = build(name, 1000).eval()
+    net.load_state_dict(translate(weights, name), assign=True)
+    with torch.no_grad():
+        ours, expected = net(images).logits, by_hand(weights, images)
+    assert expected.std() > 0.05 and (expected[0] - expected[1]).abs().max() > 1e-2 * expected.abs().max()
+    assert (ours - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Least sizes, and what is of one paper alone
+# ---------------------------------------------------------------------------------------------------------------------
+
+# Networks of which some layer has no input left below the least size; the others only have nothing more to shrink
+HARD_LEAST = [
+    "alexnet",
+    "alexnet_owt",
+    "alexnet_cifar",
+    "nin_cifar",
+    "nin",
+    "googlenet",
+    "googlenet_cifar",
+    "inception_v3",
+    "inception_v3_cifar",
+]
+HARD_LEAST += ["inception_v4", "inception_resnet_v1", "inception_resnet_v2"]
+
+
+@pytest.mark.parametrize("name", HARD_LEAST)
+def test_the_least_size_is_the_least(name: str) -> None:
+    def run(side: int) -> torch.Tensor:
+        x = torch.empty(1, 3, side, side, device="meta")
+        for stage in native(name).stages.values():  # without the network's own check
+            x = stage(x)
+        return native(name).head(x)
+
+    least = entry(name).least_size
+    assert run(least).shape == (1, entry(name).classes)
+    with pytest.raises(RuntimeError, match=r"too small|greater than"):
+        run(least - 1)
+
+
+@pytest.mark.parametrize("name", ["googlenet_bn", "inception_v2"])
+def test_below_the_least_size_some_stage_has_nothing_to_shrink(name: str) -> None:
+    def shrinking(side: int) -> list[str]:
+        x, found = torch.empty(1, 3, side, side, device="meta"), []
+        for stage, module in native(name).stages.items():
+            x, before = module(x), x
+            found += [stage] if x.shape[-1] < before.shape[-1] else []
+        return found
+
+    least = entry(name).least_size
+    assert shrinking(least) == shrinking(224)
+    assert len(shrinking(least - 1)) < len(shrinking(224))
+
+
+def test_response_normalisation_is_the_papers_formula() -> None:
+    """Krizhevsky et al. 2012, §3.3: b_i = a_i / (2 + 1e-4 · Σ a_j²)^.75 over the channels i-2 … i+2."""
+    norm = native("alexnet").stages["conv1"].get_submodule("norm")
+    a = 100 * torch.randn(2, 7, 3, 3, dtype=torch.float64)
+    b = np.empty(a.shape)
+    for i in range(7):
+        squares = a[:, max(0, i - 2) : i + 3].square().sum(1).numpy()
+        b[:, i] = a[:, i].numpy() / (2 + 1e-4 * squares) ** 0.75
+    np.testing.assert_allclose(norm(a).numpy(), b, rtol=1e-12)
+
+
+def test_alexnet_2012_starts_as_the_paper_says() -> None:
+    net = small("alexnet", width=12)
+    layers = {key: m for key, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    assert [m.groups for m in layers.values() if isinstance(m, nn.Conv2d)] == [1, 2, 1, 2, 2]
+    ones = [key.split(".")[1] for key, m in layers.items() if m.bias is not None and bool((m.bias == 1).all())]
+    assert ones == ["conv2", "conv4", "conv5", "fc1", "fc2"]
+    assert all(m.weight.std().item() == pytest.approx(0.01, rel=0.3) for m in layers.values())
+
+
+def test_network_in_network_has_no_fully_connected_layer_and_two_dropouts() -> None:
+    net = native("nin_cifar")
+    assert not any(isinstance(m, nn.Linear) for m in net.modules())
+    assert [m.p for m in net.modules() if isinstance(m, nn.Dropout)] == [0.5, 0.5]
+    assert [m.kernel_size[0] for m in net.modules() if isinstance(m, nn.Conv2d)] == [5, 1, 1, 5, 1, 1, 3, 1, 1]
+    net = small("nin_cifar").eval()
+    images = torch.randn(2, 3, 12, 12)
+    torch.testing.assert_close(net(images).logits, net.features(images, "mlpconv3").mean((2, 3)))
+    assert bool((net(images).logits < 0).any())  # no ReLU after the maps of the classes
+
+
+def test_googlenet_modules_cost_what_table_1_says() -> None:
+    """Column "ops", in millions. It is rounded, and 5a is 5 % more there than the numbers beside it give.
+
+    Its 34 million for the first convolution are not compared: 64 kernels 7×7×3 at 112×112 places are 118 million.
+    """
+    ops = {"3a": 128, "3b": 304, "4a": 73, "4b": 88, "4c": 100, "4d": 119, "4e": 170, "5a": 54, "5b": 71}
+    for stage, millions in ops.items():
+        weights = sum(m.weight.numel() for m in native("googlenet").stages[stage].modules() if isinstance(m, nn.Conv2d))
+        assert weights * GOOGLENET[stage][1] ** 2 / 1e6 == pytest.approx(millions, rel=0.06 if stage == "5a" else 0.01)
+
+
+def test_auxiliary_heads_of_googlenet() -> None:
+    """Szegedy et al. 2014, §5: at 4a and 4d; 14×14 maps become 4×4, then 128 channels, 1024 units, dropout .7."""
+    for name, without in (("googlenet", 6_998_552), ("googlenet_bn", 6_624_904), ("googlenet_cifar", 1_502_490)):
+        with torch.device("meta"):
+            assert sum(p.numel() for p in build(name, entry(name).classes, aux=False).parameters()) == without
+    net = native("googlenet")
+    assert list(net.aux) == ["4a", "4d"]
+    for stage, channels in (("4a", 512), ("4d", 528)):
+        x, shapes = torch.empty(1, channels, 14, 14, device="meta"), []
+        for part in net.aux[stage].children():
+            x = part(x)
+            shapes.append(tuple(x.shape[1:]))
+        assert shapes == [(channels, 4, 4), (128, 4, 4), (2048,), (1024,), (1024,), (1024,), (1000,)]
+    maps = torch.randn(2, 3, 14, 14)
+    torch.testing.assert_close(net.aux["4a"].get_submodule("pool")(maps), F.avg_pool2d(maps, 5, 3))
+    assert [m.p for m in net.modules() if isinstance(m, nn.Dropout)] == [0.4, 0.7, 0.7]
+
+
+def test_three_losses_are_summed_with_their_weights() -> None:
+    """The paper's .3 and .3 for 4a and 4d, in that order."""
+    net, targets = small("googlenet_cifar").train(), torch.eye(3)[[0, 1, 2, 0]]
+    output = net(torch.randn(4, 3, 8, 8))
+    losses = [F.cross_entropy(logits, targets) for logits in (output.logits, *output.aux)]
+    torch.testing.assert_close(
+        cross_entropy(output, targets, CrossEntropy(aux_weights=(0.3, 0.2))),
+        losses[0] + 0.3 * losses[1] + 0.2 * losses[2],
+    )
+
+
+def test_naive_module_grows_and_the_reduced_one_does_not() -> None:
+    """Szegedy et al. 2014, figure 2, with the sizes of 3a and 3b: pooling hands on all channels that come in."""
+    with torch.device("meta"):
+        x = naive = reduced = torch.empty(1, 192, 28, 28)
+        macs = []
+        for name in ("3a", "3b"):
+            one, _, three, _, five, _ = row = MODULES[name]
+            modules = inception_naive(naive.shape[1], (one, three, five)), inception(reduced.shape[1], row)
+            macs.append(
+                [sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Conv2d)) for module in modules]
+            )
+            naive, reduced = modules[0](naive), modules[1](reduced)
+    assert naive.shape[1] == 192 + (64 + 128 + 32) + (128 + 192 + 96) and reduced.shape[1] == 480
+    assert x.shape[-2:] == naive.shape[-2:] == reduced.shape[-2:]
+    assert macs == [[192 * (64 + 128 * 9 + 32 * 25), 163_328], [416 * (128 + 192 * 9 + 96 * 25), 388_096]]
+
+
+def test_preactivation_is_the_papers() -> None:
+    """He et al. 2016, eq. 5 and the appendix, written out for one stage after the other."""
+    net = small("preresnet20", shortcut="B").eval()
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.normal_(m.running_mean, std=0.3)  # pyright: ignore[reportArgumentType]
+    p = net.state_dict()
+
+    def activated(x: torch.Tensor, key: str) -> torch.Tensor:
+        values = (p[f"{key}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return F.relu(F.batch_norm(x, *values))
+
+    images = torch.randn(2, 3, 8, 8)
+    x = activated(F.conv2d(images, p["stages.stem.0.weight"], padding=1), "stages.stem.1")
+    for stage in (1, 2, 3):
+        for i in range(3):
+            key, changes = f"stages.stage{stage}.{i}", stage > 1 and i == 0
+            a = x if stage == 1 and i == 0 else activated(x, f"{key}.before.0")
+            b = F.conv2d(a, p[f"{key}.body.0.0.weight"], stride=2 if changes else 1, padding=1)
+            b = F.conv2d(activated(b, f"{key}.body.0.1"), p[f"{key}.body.1.weight"], padding=1)
+            x = b + (F.conv2d(a, p[f"{key}.shortcut.weight"], stride=2) if changes else x)
+    torch.testing.assert_close(net.features(images, "stage3"), activated(x, "stages.stage3.3.0"))
+
+
+def test_wide_and_preactivation_variants() -> None:
+    def params(name: str, **options_: Any) -> int:
+        with torch.device("meta"):
+            return sum(p.numel() for p in build(name, 10, **options_).parameters())
+
+    # projections add 16·32 and 32·64 values; osmr/imgclsmob has the sums
+    assert params("preresnet20", shortcut="B") == 272_282 and params("preresnet56", shortcut="B") == 855_578
+    assert params("preresnet110", shortcut="B") == 1_730_522
+    assert params("wrn16_10") == entry("wrn16_10").params == 17_116_634  # the same source; table 4: 17.1 million
+    assert params("wrn40_8") == entry("wrn40_8").params == 35_748_314
+    for name, millions in {"wrn16_8": 11.0, "wrn22_8": 17.2, "wrn40_1": 0.6, "wrn40_2": 2.2, "wrn40_4": 8.9}.items():
+        assert round(entry(name).params / 1e6, 1) == millions
+    drops = [m for m in small("wrn16_2", dropout=0.3).modules() if isinstance(m, nn.Dropout) and m.p == 0.3]
+    assert len(drops) == 6  # one a block
+
+
+def test_inception_v3_is_that_of_its_table() -> None:
+    """The weights of its modules by hand are those of torchvision's count, and so of the network."""
+    stem = 32 * 27 + 32 * 288 + 64 * 288 + 80 * 64 + 192 * 720
+    channels = (400, 464, 496, 496, 640, 1536, 1728, 1728, 1920, 1280, 3264, 3264)  # of the stem and of each module
+    assert stem + V3_MODULES + 2 * sum(channels) + 2_049_000 == 23_834_568
+    half = 16 * 27 + 32 * 144 + 96 * 288 + V3_MODULES // 4 + 2 * (16 + 32 + 96) + sum(channels[1:]) + 10_250
+    for name, without in (("inception_v3", 23_834_568), ("inception_v3_cifar", half)):
+        with torch.device("meta"):
+            assert sum(p.numel() for p in build(name, entry(name).classes, aux=False).parameters()) == without
+    assert list(native("inception_v3").aux) == ["6e"]
+    maps = torch.empty(1, 768, 17, 17, device="meta")
+    shapes = []
+    for part in native("inception_v3").aux["6e"].children():
+        maps = part(maps)
+        shapes.append(tuple(maps.shape[1:]))
+    assert shapes == [(768, 5, 5), (128, 5, 5), (768, 1, 1), (768,), (1000,)]
+
+
+def test_reducing_pool_meets_the_convolution_beside_it_at_any_size() -> None:
+    for side in (1, 2, 7, 8, 28):
+        x = torch.randn(1, 2, side, side)
+        pooled = ReducingPool()(x)
+        assert pooled.shape[-1] == F.conv2d(x, torch.ones(1, 2, 3, 3), stride=2, padding=1).shape[-1]
+        assert torch.equal(pooled[..., -1, 0], x[..., 2 * (pooled.shape[-1] - 1) :, :3].amax((2, 3)))
+    x = torch.randn(1, 2, 28, 28)
+    assert torch.equal(ReducingPool()(x), F.max_pool2d(x, 3, 2, ceil_mode=True))
+
+
+def test_residual_modules_of_inception_are_scaled() -> None:
+    counts = {"inception_resnet_v1": (5, 10, 5), "inception_resnet_v2": (10, 20, 9, 1)}
+    scales = {"inception_resnet_v1": (0.17, 0.1, 0.2), "inception_resnet_v2": (0.17, 0.1, 0.2, 1.0)}
+    for name in counts:
+        blocks = [m for m in native(name).modules() if isinstance(m, ScaledResidual)]
+        expected = [s for count, s in zip(counts[name], scales[name], strict=True) for _ in range(count)]
+        assert [block.scale for block in blocks] == expected
+    x, body = torch.randn(1, 2, 3, 3), nn.Conv2d(2, 2, 1)
+    torch.testing.assert_close(ScaledResidual(body, 0.2)(x), (x + 0.2 * body(x)).clamp_min(0))
