@@ -160,13 +160,13 @@ def write_folder(folder: Path | str, files: Mapping[str, bytes]) -> None:
         if not os.path.lexists(folder):
             os.rename(temporary, folder)
         elif not _exchange(temporary, folder):
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
             os.rename(folder, aside)
             os.rename(temporary, folder)
         placed = True
         _sync_folder(folder.parent)
-        for old in (temporary, aside):
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(aside)
     except BaseException as error:
         if not placed:  # else an older folder is left, until the next save: the new name may not be on disk yet
             if aside.exists() and not folder.exists():
@@ -199,11 +199,16 @@ def _aside(folder: Path) -> Path:
 def discard(folder: Path) -> None:
     """Remove a folder that `write_folder` wrote, never seen half removed. What cannot be removed stays."""
     for place in (folder, _aside(folder)):
-        temporary = _temporary(folder)
-        with contextlib.suppress(OSError):
-            shutil.rmtree(temporary, ignore_errors=True)
-            os.rename(place, temporary)
-            shutil.rmtree(temporary, ignore_errors=True)
+        _remove(place)
+
+
+def _remove(place: Path) -> None:
+    """Under a hidden name, so that nobody finds it half removed under its own. What cannot be removed stays."""
+    hidden = _temporary(place)
+    with contextlib.suppress(OSError):
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.rename(place, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
