@@ -121,9 +121,9 @@ class Canvas:
         width = text_width(text, size, bold=bold)
         left = x - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
         self._see((left, y - size), (left + width, y + 0.3 * size))
-        weight = ' font-weight="bold"' if bold else ""
+        style = ' font-weight="bold"' if bold else ""
         self._elements.append(
-            f'<text x="{_n(x)}" y="{_n(y)}" font-size="{_n(size)}" text-anchor="{anchor}" fill="{colour}"{weight}>'
+            f'<text x="{_n(x)}" y="{_n(y)}" font-size="{_n(size)}" text-anchor="{anchor}" fill="{colour}"{style}>'
             f"{escape(text)}</text>"
         )
 
@@ -161,17 +161,15 @@ def shape_text(shape: Shape) -> str:
 
 def millions(count: int) -> str:
     """
-    >>> millions(0), millions(650), millions(15_470_264_320)
-    ('0', '0.0007 M', '15,470 M')
+    >>> millions(650), millions(2_293_000), millions(15_470_264_320)
+    ('650', '2.29 M', '15,470 M')
     """
     value = count / 1e6
-    return "0" if not count else f"{value:,.0f} M" if value >= 100 else f"{value:.3g} M" if value >= 1 else f"{value:.1g} M"
+    return f"{count:,}" if value < 0.1 else f"{value:.3g} M" if value < 100 else f"{value:,.0f} M"
 
 
 def _said(name: str, part: Part) -> str:
-    return (
-        f"{name}: {shape_text(part.shape)}, {part.params:,} parameters, {millions(part.macs)} multiply–adds"
-    )
+    return f"{name}: {shape_text(part.shape)}, {part.params:,} parameters, {millions(part.macs)} multiply–adds"
 
 
 def _title(canvas: Canvas, lines: Sequence[str], x: float = 0, y: float = 0) -> float:
@@ -189,12 +187,16 @@ def _title(canvas: Canvas, lines: Sequence[str], x: float = 0, y: float = 0) -> 
 
 
 class _Cell(NamedTuple):
-    """Something with a way through it. along, across: its size; axis: where, across it, the way goes in and out."""
+    """Something with a way through it. along, across: its size; axis: where, across it, the way goes in and out.
+
+    draw: with its corner, (along, across). lines: whether it begins with a line, to which no arrow needs to point.
+    """
 
     along: float
     across: float
     axis: float
-    draw: Callable[[Canvas, float, float], None]  # with its corner, (along, across)
+    draw: Callable[[Canvas, float, float], None]
+    lines: bool = False
 
 
 class _Flow:
@@ -227,7 +229,8 @@ class _Flow:
         return self._framed(self.cell(part), f"× {count}") if count > 1 else self.cell(part)
 
     def _box(self, kind: str, text: str, note: str = "") -> _Cell:
-        width = max(text_width(text, 11), text_width(note, 9), 24.0) + 12
+        least = 24.0 if kind == "change" else 92.0  # layers of one column are mostly as wide as each other
+        width = max(text_width(text, 11), text_width(note, 9), least) + 12
         height = 35.0 if note else 22.0
         fill, line = _COLOURS[kind]
 
@@ -247,7 +250,7 @@ class _Flow:
 
         def draw(canvas: Canvas, along: float, across: float) -> None:
             x, y = self.at(along, across)
-            canvas.rect(x, y, width, height, "#ffffff", r=0)
+            canvas.rect(x, y, width, height, "#ffffff", r=6)
             canvas.text(x + width / 2, y + 9, text, 9, colour=FAINT)
 
         along, across = (height, width) if self.down else (width, height)
@@ -264,10 +267,11 @@ class _Flow:
                 cell.draw(canvas, start, across + axis - cell.axis)
                 start += cell.along
                 if i + 1 < len(cells):
-                    self._line(canvas, (start, across + axis), (start + self.GAP, across + axis), arrow=True)
+                    arrow = not cells[i + 1].lines
+                    self._line(canvas, (start, across + axis), (start + self.GAP, across + axis), arrow=arrow)
                 start += self.GAP
 
-        return _Cell(along, axis + below, axis, draw)
+        return _Cell(along, axis + below, axis, draw, bool(cells) and cells[0].lines)
 
     def _branches(self, cells: Sequence[_Cell]) -> _Cell:
         """Side by side from one point, joined in a bar."""
@@ -281,14 +285,14 @@ class _Flow:
             self._line(canvas, (start, across + axis), (fork, across + axis))
             self._line(canvas, (fork, across + axes[0]), (fork, across + axes[-1]))
             for cell, top, middle in zip(cells, starts, axes, strict=True):
-                self._line(canvas, (fork, across + middle), (start + self.LEAD, across + middle), arrow=True)
+                self._line(canvas, (fork, across + middle), (start + self.LEAD, across + middle), arrow=not cell.lines)
                 cell.draw(canvas, start + self.LEAD, across + top)
                 end = start + self.LEAD + cell.along
                 self._line(canvas, (end, across + middle), (bar, across + middle), arrow=True)
             first, last = self.at(bar, across + axes[0] - 9), self.at(start + along, across + axes[-1] + 9)
             canvas.rect(*first, last[0] - first[0], last[1] - first[1], _JOIN, r=2)
 
-        return _Cell(along, starts[-1] + cells[-1].across, axis, draw)
+        return _Cell(along, starts[-1] + cells[-1].across, axis, draw, lines=True)
 
     def _sum(self, body: _Cell, lane: _Cell) -> _Cell:
         """The body, and beside it the shortcut, which meet in a plus sign."""
@@ -299,7 +303,7 @@ class _Flow:
 
         def draw(canvas: Canvas, start: float, across: float) -> None:
             fork, plus, main, aside = start + 6, start + along - radius, across + axis, across + lane.axis
-            self._line(canvas, (start, main), (start + self.LEAD, main), arrow=True)
+            self._line(canvas, (start, main), (start + self.LEAD, main), arrow=not body.lines)
             self._line(canvas, (fork, main), (fork, aside), (plus, aside), (plus, main - radius), arrow=True)
             lane.draw(canvas, start + self.LEAD + (inside - lane.along) / 2, across)
             body.draw(canvas, start + self.LEAD, across + beside)
@@ -309,7 +313,7 @@ class _Flow:
             canvas.line((x - 4, y), (x + 4, y), colour=INK)
             canvas.line((x, y - 4), (x, y + 4), colour=INK)
 
-        return _Cell(along, beside + body.across, axis, draw)
+        return _Cell(along, beside + body.across, axis, draw, lines=True)
 
     def _framed(self, cell: _Cell, label: str) -> _Cell:
         head, pad = 22.0, 8.0
@@ -321,11 +325,11 @@ class _Flow:
             canvas.rect(x, y, w, h, "none", FAINT, dash=True, r=6)
             canvas.text(x + 8, y + 15, label, 12, anchor="start", bold=True)
             cell.draw(canvas, start + before, top + above)
-            self._line(canvas, (start, top + above + cell.axis), (start + before, top + above + cell.axis))
-            end = start + before + cell.along
-            self._line(canvas, (end, top + above + cell.axis), (start + along, top + above + cell.axis))
+            axis, end = top + above + cell.axis, start + before + cell.along
+            self._line(canvas, (start, axis), (start + before, axis), arrow=not cell.lines)
+            self._line(canvas, (end, axis), (start + along, axis))
 
-        return _Cell(along, across, above + cell.axis, draw)
+        return _Cell(along, across, above + cell.axis, draw, lines=True)
 
 
 def runs(parts: Iterable[Part]) -> Iterator[tuple[Part, int]]:
@@ -352,14 +356,19 @@ def network(outline: Outline) -> str:
     (_volumes if plain else _stages)(canvas, outline, top)
     bottom = canvas.bottom + 34
     if outline.family:
-        bottom = _family(canvas, outline, bottom)
-    _legend(canvas, bottom, plain=plain)
+        bottom = _family(canvas, outline, bottom, "convolutions" if plain else "blocks")
+    _legend(canvas, bottom, set[str]().union(*map(_kinds, parts + heads), ["change"] if plain else []))
     names = ", ".join(f"{stage.name} {shape_text(stage.part.shape)}" for stage in outline.stages)
     return canvas.svg(
         f"The network {outline.name}",
         f"{outline.about}. {counts}. From {shape_text(outline.shape)} by the stages {names} "
         f"to {shape_text(outline.head.shape)}.",
     )
+
+
+def _kinds(part: Part) -> set[str]:
+    own = {part.kind, "change"} if part.kind == "sum" and part.note else {part.kind}
+    return own.union(*map(_kinds, part.parts))
 
 
 def layers(part: Part) -> tuple[Part, ...]:
@@ -369,23 +378,23 @@ def layers(part: Part) -> tuple[Part, ...]:
 def _stages(canvas: Canvas, outline: Outline, top: float) -> None:
     flow = _Flow()
     rows = [*_alike(outline.stages), (["head"], outline.head, None)]
-    boxes = [_words(names, part) for names, part, _ in rows]
-    width = max(text_width(line, 13, bold=True) for box in boxes for line in box) + 8
+    boxes = [(_names(names), _counts(part, len(names))) for names, part, _ in rows]
+    width = max(text_width(line, 13, bold=True) for names, counts in boxes for line in names + counts) + 8
     middle, inside = width / 2, width + 30
-    _stage_box(canvas, 0, top, width, ["picture", shape_text(outline.shape)])
+    _stage_box(canvas, 0, top, width, ["picture"], [shape_text(outline.shape)])
     y = top + _height(2)
-    for (names, part, aux), words in zip(rows, boxes, strict=True):
-        cell = flow.cell(part)
-        space = max(cell.across + 16, _height(len(words)))
-        canvas.line((middle, y), (middle, y + 24 + (space - _height(len(words))) / 2), arrow=True)
+    for (names, part, aux), (shown, counts) in zip(rows, boxes, strict=True):
+        cell, high = flow.cell(part), _height(len(shown + counts))
+        space = max(cell.across + 16, high)
+        box = y + 24 + (space - high) / 2
+        canvas.line((middle, y), (middle, box), arrow=True)
         y += 24
         canvas.group(_said(", ".join(names), part))
-        box = y + (space - _height(len(words))) / 2
-        _stage_box(canvas, 0, box, width, words)
+        _stage_box(canvas, 0, box, width, shown, counts)
         _way_through(canvas, flow, cell, inside, y + (space - cell.across) / 2, FAINT)
         canvas.line((width, y + space / 2), (inside, y + space / 2), dash=True)
         canvas.end()
-        bottom = box + _height(len(words))
+        bottom = box + high
         y += space
         if aux is not None:
             head = flow.cell(aux)
@@ -412,27 +421,30 @@ def _alike(stages: Sequence[Stage]) -> Iterator[tuple[list[str], Part, Part | No
             yield from (([name], part, aux) for name in names)
 
 
-def _words(names: Sequence[str], part: Part) -> list[str]:
-    lines = [" · ".join(names[i : i + 4]) for i in range(0, len(names), 4)]
-    each = " each" if len(names) > 1 else ""
-    lines.append(shape_text(part.shape))
-    if part.params:
-        lines.append(f"{part.params:,} parameters{each}")
-    if part.macs:
-        lines.append(f"{millions(part.macs)} multiply–adds{each}")
-    return lines
+def _names(names: Sequence[str]) -> list[str]:
+    return [" · ".join(names[i : i + 4]) for i in range(0, len(names), 4)]
+
+
+def _counts(part: Part, stages: int) -> list[str]:
+    each = " each" if stages > 1 else ""
+    lines = [shape_text(part.shape)]
+    lines += [f"{part.params:,} parameters{each}"] if part.params else []
+    return lines + ([f"{millions(part.macs)} multiply–adds{each}"] if part.macs else [])
 
 
 def _height(lines: int) -> float:
     return 12.0 + 15 * lines
 
 
-def _stage_box(canvas: Canvas, x: float, y: float, width: float, lines: Sequence[str]) -> None:
-    canvas.rect(x, y, width, _height(len(lines)), PALE, INK, r=6)
-    for i, line in enumerate(lines):
-        small = "parameters" in line or "multiply" in line
-        size = 13 if i == 0 else 10 if small else 12
-        canvas.text(x + width / 2, y + 18 + 15 * i, line, size, bold=i == 0, colour=FAINT if small else INK)
+def _stage_box(canvas: Canvas, x: float, y: float, width: float, names: Sequence[str], counts: Sequence[str]) -> None:
+    """Names in bold, the shape, then the counts in small letters."""
+    canvas.rect(x, y, width, _height(len(names) + len(counts)), PALE, INK, r=6)
+    y += 18
+    for name in names:
+        canvas.text(x + width / 2, y, name, 13, bold=True)
+        y += 15
+    for i, line in enumerate(counts):
+        canvas.text(x + width / 2, y + 15 * i, line, 10 if i else 12, colour=FAINT if i else INK)
 
 
 def _way_through(
@@ -440,17 +452,17 @@ def _way_through(
 ) -> None:
     """A cell in its frame, with arrows in and out."""
     canvas.rect(x, y - 8, cell.along + 52, cell.across + 16, PALE, colour if dash else "#d9dee4", dash=dash, r=6)
-    canvas.line((x + 4, y + cell.axis), (x + 26, y + cell.axis), arrow=True)
+    canvas.line((x + 4, y + cell.axis), (x + 26, y + cell.axis), arrow=not cell.lines)
     cell.draw(canvas, x + 26, y)
     canvas.line((x + 26 + cell.along, y + cell.axis), (x + 48 + cell.along, y + cell.axis), arrow=True)
 
 
-def _family(canvas: Canvas, outline: Outline, y: float) -> float:
+def _family(canvas: Canvas, outline: Outline, y: float, units: str) -> float:
     """The table of the networks that differ in depth alone: He et al. 2015, table 1, in the chapter's figure 10."""
     names = [stage.name for stage in outline.stages if stage.name.startswith("stage")]
     column = max(text_width(name, 11, bold=True) for name in [*names, "stage9"]) + 14
     first = max(text_width(name, 11, bold=True) for name in outline.family) + 14
-    canvas.text(0, y, "Others that differ in depth alone: layers or blocks in each stage", 11, anchor="start", bold=True)
+    canvas.text(0, y, f"Deeper and shallower ones: {units} in each stage", 11, anchor="start", bold=True)
     y += 20
     for i, name in enumerate(names):
         canvas.text(first + column * (i + 0.5), y, name, 11, colour=FAINT)
@@ -466,13 +478,15 @@ def _family(canvas: Canvas, outline: Outline, y: float) -> float:
     return y + 34
 
 
-def _legend(canvas: Canvas, y: float, *, plain: bool) -> None:
+def _legend(canvas: Canvas, y: float, kinds: set[str]) -> None:
     x = 0.0
     for kind, word in _LEGEND.items():
+        if kind not in kinds:
+            continue
         canvas.rect(x, y - 10, 14, 12, *_COLOURS[kind], r=2)
         canvas.text(x + 19, y, word, 10, anchor="start", colour=FAINT)
         x += 19 + text_width(word, 10) + 14
-    if not plain:
+    if "branches" in kinds:
         canvas.rect(x + 4, y - 12, 6, 16, _JOIN, r=2)
         canvas.text(x + 19, y, "joined along the channels", 10, anchor="start", colour=FAINT)
         x += 19 + text_width("joined along the channels", 10) + 14
@@ -504,16 +518,20 @@ def _volumes(canvas: Canvas, outline: Outline, top: float) -> None:
         height=150,
         largest=max(outline.shape[1:], default=1),
         widest=max(part.shape[0] for part in every),
-        planes=len(every) <= 13,
+        planes=len(every) <= 8,
     )
-    x = _column(canvas, 0, room, [("change", outline.shape)], [shape_text(outline.shape), "picture"])
+    x, before = _column(canvas, 0, room, [("change", outline.shape)], [shape_text(outline.shape), "picture"])
+    shape = outline.shape
     for name, whole in stages:
         canvas.group(_said(name, whole))
         start = x + 22
         for parts in [[part] for part in layers(whole)] if room.planes else [layers(whole)]:
-            canvas.line((x + 3, room.floor - 12), (x + 19, room.floor - 12), arrow=True)
-            drawn = [(part.kind, part.shape) for part in parts]
-            x = _column(canvas, x + 22, room, drawn, list(_captions(parts)))
+            canvas.line((x + 3, room.floor - 8), (x + 19, room.floor - 8), arrow=True)
+            drawn = [(part.kind, part.shape) for part in parts if part.kind != "change" or len(parts) == 1]
+            x, at = _column(canvas, x + 22, room, drawn, list(_captions(parts)))
+            if room.planes:
+                _window(canvas, room, before, shape, at, parts[0])
+            before, shape = at, parts[-1].shape
         end = max(x, start + text_width(name, 12, bold=True))
         canvas.line((start, top + 8), (end, top + 8), colour=INK)
         canvas.text((start + end) / 2, top, name, 12, bold=True)
@@ -521,35 +539,53 @@ def _volumes(canvas: Canvas, outline: Outline, top: float) -> None:
         x = end
 
 
+def _window(canvas: Canvas, room: _Room, before: float, shape: Shape, at: float, part: Part) -> None:
+    """What one place of a layer's maps sees of the maps before it, as in figure 5."""
+    if not part.window or len(part.shape) < 3 or len(shape) < 3:
+        return
+    side, after = _side(room, shape), _side(room, part.shape)
+    w = max(4.0, side * min(1.0, part.window / shape[1]))
+    x, y = before + (side - w) * 0.75, room.floor - side + (side - w) * 0.3
+    colour = _COLOURS[part.kind][1]
+    canvas.rect(x, y, w, w, "#ffffff", colour, r=0)
+    end = (at + after * 0.35, room.floor - after * 0.65)
+    canvas.line((x + w, y), end, (x + w, y + w), colour=colour)
+
+
 def _column(
     canvas: Canvas, x: float, room: _Room, drawn: Sequence[tuple[str, Shape]], captions: Sequence[str]
-) -> float:
-    """Volumes close together from x on, with lines of text below, the first in bold; returns where they end."""
+) -> tuple[float, float]:
+    """Volumes close together from x on, lines of text below, the first bold: where it ends, where the first stands."""
     widths = [_volume(Canvas(), 0, room, kind, shape) for kind, shape in drawn]
     total = sum(widths) + 4 * (len(widths) - 1)
     texts = [text_width(line, 11 if i == 0 else 10, bold=i == 0) for i, line in enumerate(captions)]
     width = max(total, *texts)
-    at = x + (width - total) / 2
+    first = at = x + (width - total) / 2
     for (kind, shape), one in zip(drawn, widths, strict=True):
         _volume(canvas, at, room, kind, shape)
         at += one + 4
     canvas.text(x + width / 2, room.floor + 20, captions[0], bold=True)
     for i, line in enumerate(captions[1:], 1):
         canvas.text(x + width / 2, room.floor + 20 + 14 * i, line, 10, colour=FAINT)
-    return x + width
+    return x + width, first
+
+
+def _side(room: _Room, shape: Shape) -> float:
+    """How high a map of this shape is drawn."""
+    full = room.height * (0.72 if room.planes else 1)
+    return max(10.0, full * (max(shape[1:]) / room.largest) ** 0.6)
 
 
 def _volume(canvas: Canvas, x: float, room: _Room, kind: str, shape: Shape) -> float:
     """The maps or the vector that a layer gives, from x on; returns the width."""
     colours, floor = _COLOURS[kind], room.floor
     part = math.sqrt(shape[0] / room.widest)
-    if shape[1:] in ((), (1, 1)):
+    if len(shape) == 1:
         height = 24 + 106 * part
         canvas.rect(x, floor - height, 12, height, *colours, r=1)
         return 12
-    side = max(10.0, room.height * (max(shape[1:]) / room.largest) ** 0.6)
+    side = _side(room, shape)
     if room.planes:
-        side *= 0.72
         back = 4 * (min(shape[0], 7) - 1)
         for shift in range(back, -1, -4):
             canvas.rect(x + shift, floor - side - shift, side, side, *colours, r=0)
@@ -595,7 +631,7 @@ def panels(title: str, source: str, shown: Sequence[Panel]) -> str:
         middle = left + cell.axis
         canvas.group(_said(panel.caption, part))
         canvas.text(middle, top, shape_text(panel.shape), 12, bold=True)
-        canvas.line((middle, top + 6), (middle, top + 28), arrow=True)
+        canvas.line((middle, top + 6), (middle, top + 28), arrow=not cell.lines)
         cell.draw(canvas, top + 28, left)
         end = top + 28 + cell.along
         canvas.line((middle, end), (middle, end + 22), arrow=True)
@@ -604,7 +640,7 @@ def panels(title: str, source: str, shown: Sequence[Panel]) -> str:
         canvas.text(x + width / 2, lowest + 42, lines[1], 11, colour=FAINT)
         canvas.end()
         x += width + 60
-    _legend(canvas, lowest + 80, plain=all(panel.part.kind == "sum" for panel in shown))
+    _legend(canvas, lowest + 80, set[str]().union(*(_kinds(panel.part) for panel in shown)))
     said = ". ".join(_said(panel.caption, panel.part) for panel in shown)
     return canvas.svg(title, f"{source}. {said}.")
 
@@ -634,8 +670,10 @@ def results() -> list[Result]:
 def history(rows: Sequence[Result]) -> str:
     """The SVG of figure 4: the error of each year's entries, and a person's as a line across."""
     canvas, high, wide, gap = Canvas(), 300.0, 66.0, 26.0
-    title = "Top-5 error in the ImageNet challenge (ILSVRC), classification, test pictures, in per cent"
-    top = _title(canvas, [title, "The winner of each year and VGG, without outside data; most are several networks."])
+    title = "Top-5 error in the ImageNet challenge, in per cent"
+    top = _title(
+        canvas, [title, "ILSVRC classification, test pictures: each year's winner and VGG, without outside data."]
+    )
     entries = [row for row in rows if row.kind != "human"]
     most = 10 * math.ceil(max(row.error for row in rows) / 10)
     floor, right = top + high, len(entries) * (wide + gap) + gap
@@ -648,24 +686,31 @@ def history(rows: Sequence[Result]) -> str:
         canvas.text(-8, level(tick) + 4, str(tick), 11, anchor="end", colour=FAINT)
     for i, row in enumerate(entries):
         x = gap + i * (wide + gap)
-        canvas.group(f"{row.year} {row.entry}: {row.error:g} %. {row.source}")
         colours = _COLOURS["change" if row.kind == "features" else "conv"]
         canvas.rect(x, level(row.error), wide, floor - level(row.error), *colours, r=1)
-        canvas.text(x + wide / 2, level(row.error) - 7, f"{row.error:g}", 12, bold=True)
-        canvas.text(x + wide / 2, floor + 18, str(row.year), 12, bold=True)
-        canvas.text(x + wide / 2, floor + 34, row.entry, 11)
+    lines = [row for row in rows if row.kind == "human"]
+    for row in lines:
+        canvas.group(f"{row.entry}: {row.error:g} %. {row.source}")
+        canvas.line((0, level(row.error)), (right, level(row.error)), colour=_COLOURS["pool"][1], dash=True)
+        canvas.text(right + 6, level(row.error) + 4, f"{row.entry} {row.error:g}", 12, anchor="start", bold=True)
         canvas.end()
-    for row in rows:
-        if row.kind == "human":
-            canvas.group(f"{row.entry}: {row.error:g} %. {row.source}")
-            canvas.line((0, level(row.error)), (right, level(row.error)), colour=_COLOURS["pool"][1], dash=True)
-            canvas.text(right + 6, level(row.error) + 4, f"{row.entry} {row.error:g}", 12, anchor="start", bold=True)
-            canvas.end()
+    for i, row in enumerate(entries):
+        x = gap + i * (wide + gap) + wide / 2
+        canvas.group(f"{row.year} {row.entry}: {row.error:g} %. {row.source}")
+        low = level(row.error) - 7
+        crossed = [level(line.error) for line in lines if low - 12 < level(line.error) < low + 5]
+        canvas.text(x, min([low, *(y - 6 for y in crossed)]), f"{row.error:g}", 12, bold=True)
+        canvas.text(x, floor + 18, str(row.year), 12, bold=True)
+        canvas.text(x, floor + 34, row.entry, 11)
+        canvas.end()
     x, y = 0.0, floor + 66
-    for colours, word in ((_COLOURS["change"], "features and a classifier"), (_COLOURS["conv"], "convolutional networks")):
+    for colours, word in (
+        (_COLOURS["change"], "features and a classifier"),
+        (_COLOURS["conv"], "convolutional networks"),
+    ):
         canvas.rect(x, y - 10, 14, 12, *colours, r=2)
         canvas.text(x + 19, y, word, 10, anchor="start", colour=FAINT)
         x += 19 + text_width(word, 10) + 14
     said = "; ".join(f"{row.year} {row.entry} {row.error:g}" for row in entries)
-    people = "; ".join(f"{row.entry} {row.error:g}" for row in rows if row.kind == "human")
+    people = "; ".join(f"{row.entry} {row.error:g}" for row in lines)
     return canvas.svg(title, f"{said}. {people}. Sources: {'; '.join(dict.fromkeys(row.source for row in rows))}.")

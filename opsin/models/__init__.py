@@ -6,7 +6,7 @@ import importlib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -425,10 +425,11 @@ FIGURES: dict[str, tuple[str, str]] = {
 MODELS |= {name: replace(MODELS[name], error=error) for name, error in PUBLISHED.items()}
 
 
-def entry(name: str) -> Entry:
+def entry(name: str, also: Iterable[str] = ()) -> Entry:
     """The table's line of that name, or of a CIFAR ResNet of any depth: "resnet26", "preresnet32", "wrn22_8".
 
-    `UsageError` for any other name, with the near ones. resnet18, 34, 50, 101 and 152 are the ImageNet networks.
+    `UsageError` for any other name, with the near ones, also those of `also`. resnet18, 34, 50, 101 and 152 are the
+    ImageNet networks.
     """
     if name in MODELS:
         return MODELS[name]
@@ -443,7 +444,7 @@ def entry(name: str) -> Entry:
 
         wide_blocks_per_stage(int(match[1]))
         return _wide_resnet(int(match[1]), int(match[2]))
-    raise UsageError(f"no network {name!r}; {near(name, MODELS)}")
+    raise UsageError(f"no network {name!r}; {near(name, [*MODELS, *also])}")
 
 
 def builder(name: str) -> Callable[..., Model]:

@@ -91,10 +91,11 @@ def outline(net: ConvNet, shape: Shape) -> Outline:
     with torch.no_grad(), _Watch(net) as watch:
         for name, stage in net.stages.items():
             x = stage(x)
-            head = net.aux[name] if name in net.aux else None
-            if head is not None:
-                head(x)
-            stages.append(Stage(name, watch.part(stage), watch.part(head) if head is not None else None))
+            aux = None
+            if name in net.aux:
+                net.aux[name](x)
+                aux = watch.part(net.aux[name])
+            stages.append(Stage(name, watch.part(stage), aux))
         net.head(x)
         return Outline("", "", shape, tuple(stages), watch.part(net.head))
 
@@ -128,7 +129,7 @@ def family(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def _units(entry: models.Entry) -> tuple[str, tuple[int, ...]]:
-    """What the units of a network of several depths are, and how many each stage has, from the tables it is built of."""
+    """What the units of a network of several depths are, and how many each stage has: the tables it is built of."""
     from opsin.models import resnet, vgg
 
     depth, block = entry.options["depth"], entry.options.get("block", "basic")
@@ -220,9 +221,9 @@ class _Watch:
                     return total
                 scale = Part("change", shape, f"× {module.scale:g}")
                 return replace(total, parts=(_joined("chain", shape, [total.parts[0], scale]), total.parts[1]))
-            case PreResidual() if module.shortcut is None:
-                return self._sum(module, nn.Sequential(module.before, module.body), nn.Identity(), "")
             case PreResidual():
+                if module.shortcut is None:
+                    return self._sum(module, nn.Sequential(module.before, module.body), nn.Identity(), "")
                 inner = self._sum(module, module.body, module.shortcut, "")
                 return _joined("chain", shape, [part for part in (self._inside(module.before), inner) if part])
         return self._layer(module)
@@ -331,7 +332,7 @@ def _described(module: nn.Module) -> tuple[Kind, str, int]:
         case Scale():
             return "change", f"× {module.factor:.2g}", 0
         case ZeroPadShortcut():
-            return "change", f"zeros, every {module.stride}nd pixel" if module.stride > 1 else "zeros", 0
+            return "change", f"zero channels{_stride(module)}", 0
     return "change", _WORDS.get(type(module), type(module).__name__), 0
 
 
