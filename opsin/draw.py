@@ -415,10 +415,7 @@ def _alike(stages: Sequence[Stage]) -> Iterator[tuple[list[str], Part, Part | No
     """Stages that follow each other and are equal but for their names, with the names."""
     for (part, aux), equal in itertools.groupby(stages, key=lambda stage: (stage.part, stage.aux)):
         names = [stage.name for stage in equal]
-        if aux is None:
-            yield names, part, None
-        else:
-            yield from (([name], part, aux) for name in names)
+        yield from ((group, part, aux) for group in ([names] if aux is None else [[name] for name in names]))
 
 
 def _names(names: Sequence[str]) -> list[str]:
