@@ -18,10 +18,10 @@ TABLE = """
     data.loader
     augment
     models models.convnet models.layers models.lenet models.alexnet models.nin models.vgg models.googlenet
-    models.inception models.resnet models.smallnet models.weights
+    models.inception models.resnet models.smallnet models.outline models.weights
     loss optim device train checkpoint metrics shipped classifier evaluate figures report
     recipes.derive recipes.chapter recipes.resnet_cifar recipes.ladder recipes
-    console runfolder run doctor show chosen cli __main__
+    console draw runfolder run doctor show chosen cli __main__
 """
 ORDER = TABLE.split()
 FILES = {
