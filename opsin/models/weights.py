@@ -6,7 +6,7 @@ import re
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,14 @@ PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and by torch.compil
 # Key maps: a foreign module (a regular expression for all of its path) → ours. The tensor's own name stays.
 # ---------------------------------------------------------------------------------------------------------------------
 
-# torchvision's names, and those of the public CIFAR ResNets (`linear` and `shortcut` for `fc` and `downsample`)
+
+def _conv_bn(units: Mapping[str, str]) -> dict[str, str]:
+    """The entries of modules that are a convolution and a normalisation: `conv` and `bn` for our 0 and 1."""
+    parts = (("conv", 0), ("bn", 1))
+    return {rf"{theirs}\.{part}": f"{ours}.{place}" for theirs, ours in units.items() for part, place in parts}
+
+
+# torchvision's and timm's names, and those of the public CIFAR ResNets (`linear` and `shortcut` for `fc`, `downsample`)
 RESNET = {
     r"conv1": "stages.stem.0",
     r"bn1": "stages.stem.1",
@@ -42,16 +49,16 @@ RESNET = {
 
 
 def _vgg(depth: int, *, norm: bool) -> dict[str, str]:
-    """torchvision's names: `features` is our five stages in one row."""
+    """`features` is our five stages in one row; then torchvision's `classifier`, or timm's names of the same layers."""
     table, offset = {}, 0
     for i, count in enumerate(CONVOLUTIONS[depth], 1):
         length = count * (3 if norm else 2) + 1
         table |= {rf"features\.{offset + j}": f"stages.stage{i}.{j}" for j in range(length)}
         offset += length
     return table | {
-        r"classifier\.0": "stages.fc1.linear",
-        r"classifier\.3": "stages.fc2.linear",
-        r"classifier\.6": "head",
+        r"classifier\.0|pre_logits\.fc1": "stages.fc1.linear",
+        r"classifier\.3|pre_logits\.fc2": "stages.fc2.linear",
+        r"classifier\.6|head\.fc": "head",
     }
 
 
@@ -62,10 +69,8 @@ ALEXNET = {  # torchvision's
     r"classifier\.6": "head",
 }
 
-_TORCHVISION_UNIT = {"conv": "0", "bn": "1"}  # its modules of a convolution and a normalisation
-GOOGLENET = {
-    rf"{theirs}\.{part}": f"{ours}.{place}"
-    for theirs, ours in {
+GOOGLENET = _conv_bn(  # torchvision's
+    {
         "conv1": "stages.stem.0",
         "conv2": "stages.stem.2",
         "conv3": "stages.stem.3",
@@ -75,9 +80,8 @@ GOOGLENET = {
         r"inception(\d\w)\.branch4\.1": r"stages.\1.3.1",
         r"aux1\.conv": "aux.4a.conv",
         r"aux2\.conv": "aux.4d.conv",
-    }.items()
-    for part, place in _TORCHVISION_UNIT.items()
-} | {
+    }
+) | {
     r"aux1\.fc1": "aux.4a.fc",
     r"aux1\.fc2": "aux.4a.linear",
     r"aux2\.fc1": "aux.4d.fc",
@@ -87,7 +91,7 @@ GOOGLENET = {
 
 
 def _inception_v3() -> dict[str, str]:
-    """torchvision's names, module by module: theirs count layers from 1 on."""
+    """torchvision's names, which are timm's too, module by module: theirs count layers from 1 on."""
     stem = zip(("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3"), (0, 1, 2, 4, 5), strict=True)
     units = {f"Conv2d_{theirs}": f"stages.stem.{place}" for theirs, place in stem}
 
@@ -115,9 +119,40 @@ def _inception_v3() -> dict[str, str]:
     chain("7a", "branch3x3", 0, 2)
     chain("7a", "branch7x7x3", 1, 4)
     units |= {r"AuxLogits\.conv0": "aux.6e.conv1", r"AuxLogits\.conv1": "aux.6e.conv2"}
-    parts = _TORCHVISION_UNIT.items()
-    table = {rf"{theirs}\.{part}": f"{ours}.{place}" for theirs, ours in units.items() for part, place in parts}
-    return table | {r"AuxLogits\.fc": "aux.6e.linear", r"fc": "head.linear"}
+    return _conv_bn(units) | {r"AuxLogits\.fc": "aux.6e.linear", r"fc": "head.linear"}
+
+
+def _inception_v4() -> dict[str, str]:
+    """timm's names: `features` is our stages in one row, after three layers of the stem."""
+    units = {r"features\.([012])": r"stages.stem.\1", r"features\.3\.conv": "stages.3a.0.0"}
+    units[r"features\.5\.conv"] = "stages.5a.0.0"
+    modules = ("4a", "5a", *(f"5{x}" for x in "bcde"), *(f"6{x}" for x in "abcdefgh"), *(f"7{x}" for x in "abcd"))
+    for place, module in enumerate(modules, 4):
+        units[rf"features\.{place}\.branch0"] = f"stages.{module}.0.0"
+        units[rf"features\.{place}\.branch(\d)[._](\d)"] = rf"stages.{module}.\1.\2"
+        for i, fork in enumerate("ab"):
+            units[rf"features\.{place}\.branch([12])_([13]){fork}"] = rf"stages.{module}.\1.\2.{i}"
+    return _conv_bn(units) | {"last_linear": "head.linear"}
+
+
+def _inception_resnet_v2() -> dict[str, str]:
+    """timm's names."""
+    stem = {"1a": 0, "2a": 1, "2b": 2, "3b": 4, "4a": 5}
+    units = {f"conv2d_{theirs}": f"stages.stem.{place}" for theirs, place in stem.items()} | {"conv2d_7b": "stages.7d"}
+    for module in ("5b", "6a", "7a"):
+        units[rf"mixed_{module}\.branch0"] = f"stages.{module}.0.0"
+        units[rf"mixed_{module}\.branch(\d)\.(\d)"] = rf"stages.{module}.\1.\2"
+    table = {"classif": "head.linear"}
+    for theirs, ours in {
+        r"repeat\.(?P<n>\d+)": "stages.5c.\\g<n>",
+        r"repeat_1\.(?P<n>\d+)": "stages.6b.\\g<n>",
+        r"repeat_2\.(?P<n>\d+)": "stages.7b.\\g<n>",
+        "block8": "stages.7c.0",
+    }.items():
+        units[rf"{theirs}\.branch0"] = f"{ours}.body.0.0.0"
+        units[rf"{theirs}\.branch(?P<b>\d)\.(?P<i>\d)"] = rf"{ours}.body.0.\g<b>.\g<i>"
+        table[rf"{theirs}\.conv2d"] = f"{ours}.body.1"
+    return _conv_bn(units) | table
 
 
 KEY_MAPS: dict[str, dict[str, str]] = {
@@ -125,8 +160,18 @@ KEY_MAPS: dict[str, dict[str, str]] = {
     "alexnet_owt": ALEXNET,
     "googlenet_bn": GOOGLENET,
     "inception_v3": _inception_v3(),
+    "inception_v4": _inception_v4(),
+    "inception_resnet_v2": _inception_resnet_v2(),
     **{f"vgg{depth}": _vgg(depth, norm=False) for depth in CONVOLUTIONS},
     **{f"vgg{depth}_bn": _vgg(depth, norm=True) for depth in CONVOLUTIONS},
+}
+
+# Foreign tensors (a regular expression for all of their names) of another form than ours, and how they take it on.
+# timm's VGG applies fc1 and fc2 as convolutions. Its Inception v4 joins pooling and convolution of 3a in that order,
+# the paper (and we) draw the convolution first: the 64 of 160 channels that 4a's first layers read first are our last.
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    r"pre_logits\.fc[12]\.weight": lambda weight: weight.flatten(1),
+    r"features\.4\.branch[01]\.0\.conv\.weight": lambda weight: weight.roll(-(weight.shape[1] * 2 // 5), 1),
 }
 
 # The last layer of networks without a fully-connected one
@@ -140,12 +185,14 @@ def key_map(name: str) -> dict[str, str]:
 
 def translate(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The same tensors under our names; a key that the table does not know stays as it is."""
-    table = key_map(name)
+    table = [(re.compile(pattern), ours) for pattern, ours in key_map(name).items()]
     translated: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         module, _, leaf = key.rpartition(".")
-        matches = ((re.fullmatch(pattern, module), ours) for pattern, ours in table.items())
+        matches = ((pattern.fullmatch(module), ours) for pattern, ours in table)
         new = next((f"{match.expand(ours)}.{leaf}" for match, ours in matches if match), key)
+        if new != key and tensor.ndim == 4:
+            tensor = next((form(tensor) for pattern, form in FORMS.items() if re.fullmatch(pattern, key)), tensor)
         if new in translated:
             raise UsageError(f"the weights do not fit {name}: two tensors are for {new}, one of them {key}")
         translated[new] = tensor
