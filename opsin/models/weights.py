@@ -49,7 +49,10 @@ RESNET = {
 
 
 def _vgg(depth: int, *, norm: bool) -> dict[str, str]:
-    """`features` is our five stages in one row; then torchvision's `classifier`, or timm's names of the same layers."""
+    """`features` is our five stages in one row; then torchvision's `classifier`, or timm's names of the same layers.
+
+    Of maps larger than 7×7, which 224 does not give, torchvision and we take the mean first; timm slides fc1 over them.
+    """
     table, offset = {}, 0
     for i, count in enumerate(CONVOLUTIONS[depth], 1):
         length = count * (3 if norm else 2) + 1
@@ -175,7 +178,11 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 # The last layer of networks without a fully-connected one
-LAST = {"nin_cifar": "stages.mlpconv3.cccp2.weight", "nin": "stages.mlpconv4.cccp2.weight"}
+LAST = {"nin_cifar": "stages.mlpconv3.cccp2", "nin": "stages.mlpconv4.cccp2"}
+# The first layer: one of these
+FIRST = tuple(
+    f"stages.{s}.weight" for s in ("stem.0", "stem.0.0", "whiten.0", "conv1.conv", "mlpconv1.conv", "stage1.0")
+)
 
 
 def key_map(name: str) -> dict[str, str]:
@@ -214,14 +221,7 @@ def load_foreign(path: Path | str, *, max_bytes: int = MAX_BYTES, notes: list[st
     also a number that is not finite.
     """
     path, notes = Path(path), [] if notes is None else notes
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise BadInput(path, "expected a file of weights, this is not a file")
-    except OSError as error:
-        raise BadInput(path, error.strerror or str(error)) from error
-    if size > max_bytes:
-        raise BadInput(path, f"{size} bytes; at most {max_bytes} are read")
+    check_file(path, max_bytes)
     if path.suffix.lower() == ".safetensors":
         try:
             return _finite(_strip_prefixes(from_safetensors(path.read_bytes(), path), notes), path)
@@ -231,6 +231,18 @@ def load_foreign(path: Path | str, *, max_bytes: int = MAX_BYTES, notes: list[st
         known = ", ".join((".safetensors", *TORCH_SUFFIXES))
         raise BadInput(path, f"expected a weights file ({known}), received {path.suffix or 'no suffix'}")
     return _finite(_strip_prefixes(_unwrap(_load_tensors_only(path, max_bytes), path, notes), notes), path)
+
+
+def check_file(path: Path, max_bytes: int) -> None:
+    """`BadInput` for what is missing, no regular file (a pipe would be waited for), or larger than `max_bytes`."""
+    try:
+        size = path.stat().st_size
+        if not path.is_file():
+            raise BadInput(path, "expected a file, this is not a file")
+    except OSError as error:
+        raise BadInput(path, error.strerror or str(error)) from error
+    if size > max_bytes:
+        raise BadInput(path, f"{size} bytes; at most {max_bytes} are read")
 
 
 def _finite(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -303,27 +315,30 @@ def _strip_prefixes(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, T
 def classes_and_channels(tensors: Mapping[str, Tensor], name: str) -> tuple[int, int]:
     """(num_classes, in_channels) that the network `name` must be built with for these tensors."""
     ours = translate(tensors, name)
-    heads = [t for key, t in ours.items() if (key.startswith("head.") and t.ndim == 2) or key == LAST.get(name)]
-    firsts = (
-        f"stages.{stage}.weight"
-        for stage in ("stem.0", "stem.0.0", "whiten.0", "conv1.conv", "mlpconv1.conv", "stage1.0")
-    )
-    inputs = [ours[key] for key in firsts if key in ours and ours[key].ndim == 4]
+    heads = [t for key, t in ours.items() if (key.startswith("head.") and t.ndim == 2) or key == _last_weight(name)]
+    inputs = [ours[key] for key in FIRST if key in ours and ours[key].ndim == 4]
     if len(heads) != 1 or not inputs:
         missing = "last layer" if len(heads) != 1 else "first convolution"
         raise UsageError(f"the weights do not fit {name}: no {missing} among {_some(list(tensors))}")
     return heads[0].shape[0], inputs[0].shape[1]
 
 
-def load_into(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> list[str]:
+def _last_weight(name: str) -> str:
+    return f"{LAST[name]}.weight" if name in LAST else ""
+
+
+def load_into(model: nn.Module, tensors: Mapping[str, Tensor], name: str, *, adapt: bool = False) -> list[str]:
     """Put foreign (or our own) tensors into a network built as `name`; returns what was done, in words.
 
     All or nothing: one `UsageError` lists every tensor that is missing, not expected, or of another shape or kind, and
     the network is then untouched. Only the batch counters that old files lack may be absent, and that is said.
+    adapt: for training on other pictures. Layers that answer with another number of classes keep the network's own
+    values, and the first convolution is fitted to another number of channels; each is said.
     """
     ours = translate(tensors, name)
     theirs = dict(zip(ours, tensors, strict=True))
     expected = model.state_dict()
+    adapted = _adapt(ours, expected, name) if adapt else []
     counters = [key for key in expected if key.endswith(".num_batches_tracked") and key not in ours]
     missing = [key for key in expected if key not in ours and key not in counters]
     unexpected = [theirs[key] for key in ours if key not in expected]
@@ -353,6 +368,31 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> lis
     notes += [f"converted {count} tensors from {old} to {new}" for (old, new), count in converted.items()]
     if counters:
         notes.append(f"the file has no num_batches_tracked; the {len(counters)} counters stay at 0")
+    return notes + adapted
+
+
+def _adapt(ours: dict[str, Tensor], expected: Mapping[str, Tensor], name: str) -> list[str]:
+    """Make `ours` fit another number of classes and of input channels, and nothing else; what was done, in words."""
+    notes, differ = [], [key for key in ours if key in expected and ours[key].shape != expected[key].shape]
+    answering = re.compile(rf"head\.(.+\.)?\w+|aux\.\w+\.linear\.\w+|{re.escape(LAST.get(name, 'head'))}\.\w+")
+    fresh = [k for k in differ if answering.fullmatch(k) and ours[k].shape[1:] == expected[k].shape[1:]]
+    if fresh:
+        old, new = len(ours[fresh[0]]), len(expected[fresh[0]])
+        notes.append(f"the weights are for {old} classes, here are {new}: not taken, but new, are {_some(fresh)}")
+        ours |= {key: expected[key] for key in fresh}
+    for key in set(differ) & set(FIRST):
+        weight, channels = ours[key], expected[key].shape[1]
+        if weight.ndim == 4 and (len(weight), *weight.shape[2:]) == (len(expected[key]), *expected[key].shape[2:]):
+            given = weight.shape[1]
+            if channels == 1:  # grey pictures are what colour ones with three equal channels are
+                ours[key], how = weight.sum(1, keepdim=True), "summed"
+            else:
+                places = torch.arange(channels) % given
+                ours[key], how = (
+                    weight[:, places] * (given / channels),
+                    f"repeated and multiplied by {given}/{channels}",
+                )
+            notes.append(f"the weights are for {given} channels, the pictures have {channels}: {key} is {how}")
     return notes
 
 
@@ -361,6 +401,8 @@ def _hint(name: str, missing: Sequence[str], unexpected: Sequence[str], shapes: 
         return ' The file has projection shortcuts: build the network with shortcut="B".'
     if any(".shortcut." in key for key in missing) and not unexpected:
         return ' The file has no projection shortcuts: build the network with shortcut="A".'
+    if missing and not unexpected and all(key.startswith("aux.") for key in missing):
+        return " The file has no auxiliary heads: build the network with aux=false."
     if shapes and not missing and not unexpected and all(key.startswith("head.") for key in shapes):
         return " Only the last layer differs: build the network with as many classes as the file has."
     return ""
