@@ -1,12 +1,12 @@
 """What a person uses: pictures in, class probabilities out. Also how a classifier is saved, loaded and asked.
 
-`classifier/` holds `classifier.json` (kind, network, classes, preprocessing), `weights.safetensors`, `config.json` and a
-manifest of hashes. No optimiser, no recipe, no pickle.
+`classifier/` holds `classifier.json` (kind, network, classes, preprocessing), `weights.safetensors`, `config.json` and
+a manifest of hashes. No optimiser, no recipe, no pickle.
 
-`config.json` is for others, `load` does not read it. It has timm's keys: its readers, and those of the Hugging Face hub,
-find the network's name, the number of classes and features, the names of the classes, and input size, mean, deviation,
-crop and interpolation. They do not find the weights, which would have to lie there a second time: the tensors have our
-names, and timm builds its own networks. `opsin.hub` reads such folders, ours and timm's.
+`config.json` is for others; `load` does not read it. It has timm's keys: its readers, and those of the Hugging Face
+hub, find the network's name, the numbers of classes and features, the names of the classes, and input size, mean,
+deviation, crop and interpolation. They do not find the weights: a second file of them would double the folder, and the
+tensors have the names of our networks, where timm builds its own. `opsin.hub` reads such folders, ours and timm's.
 """
 
 from __future__ import annotations

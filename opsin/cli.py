@@ -437,7 +437,7 @@ def import_weights(
     classes: Annotated[
         str | None,
         Parameter(
-            help="File with a name a line, or a data set. Default: what a folder says, else cifar10 where it fits, else "
+            help="File with a name a line, or a data set. Default: what a folder says, cifar10 where it fits, or "
             "numbers."
         ),
     ] = None,

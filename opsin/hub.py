@@ -25,7 +25,7 @@ from opsin.models.weights import MAX_BYTES, check_file, load_foreign
 from opsin.preprocess import Preprocess
 from opsin.recipe import ModelSpec, check
 
-CONFIG = "config.json"
+CONFIG = classifiers.FOR_OTHERS
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
 OURS = (classifiers.CONFIG, classifiers.WEIGHTS, storage.MANIFEST)
 MAX_CONFIG = 16 << 20  # names and descriptions of the 21,841 classes of all of ImageNet take 2 MiB
