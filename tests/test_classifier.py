@@ -434,7 +434,7 @@ def test_weights_that_do_not_fit_are_named(saved: Path, tmp_path: Path, weights:
 
 
 def test_missing_and_damaged_files_are_named(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="expected a run folder or its classifier/ folder"):
+    with pytest.raises(StorageError, match="expected a run folder, its classifier/ folder"):
         classifiers.load(tmp_path)
     copy = tmp_path / "classifier"
     shutil.copytree(saved, copy)

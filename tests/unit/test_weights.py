@@ -20,8 +20,7 @@ from opsin.errors import BadInput, UsageError
 from opsin.models import MODELS, build
 from opsin.models.weights import KEY_MAPS, classes_and_channels, key_map, load_foreign, load_into, translate
 from opsin.types import Model
-
-FOREIGN = Path(__file__).parent.parent / "data" / "foreign"
+from tests import make
 
 
 @pytest.fixture(autouse=True)
@@ -35,13 +34,9 @@ def one_thread() -> Iterator[None]:
 
 def public_resnet20() -> OrderedDict[str, Tensor]:
     """Random tensors under the names and in the shapes of the public CIFAR ResNet-20, prefixed as DataParallel does."""
-    return OrderedDict((f"module.{key}", torch.rand(shape) + 0.1) for key, shape in listed("cifar_resnet20").items())
-
-
-def listed(name: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a state dict as somebody publishes it, from the committed list of their source."""
-    lines = (line.split() for line in (FOREIGN / f"{name}.txt").read_text().splitlines())
-    return {key: () if size == "scalar" else tuple(map(int, size.split("x"))) for key, size in lines}
+    return OrderedDict(
+        (f"module.{key}", torch.rand(shape) + 0.1) for key, shape in make.listed("cifar_resnet20").items()
+    )
 
 
 def state(model: Model) -> dict[str, Tensor]:
@@ -248,7 +243,7 @@ def test_torchvision_names_with_projections_and_half_precision() -> None:
     torch.testing.assert_close(state(other), state(model), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("file", sorted(path.stem for path in FOREIGN.glob("t*.txt")))
+@pytest.mark.parametrize("file", sorted(path.stem for path in make.FOREIGN.glob("t*.txt")))
 def test_every_published_network_fits_without_a_missing_or_unexpected_name(file: str) -> None:
     """On the meta device: names and shapes only. That the values reach the right places: tests/test_foreign.py."""
     name = file.split("_", 1)[1]
@@ -256,7 +251,7 @@ def test_every_published_network_fits_without_a_missing_or_unexpected_name(file:
     with torch.device("meta"):
         tensors = {
             key: torch.empty(shape, dtype=torch.float32 if shape else torch.int64)
-            for key, shape in listed(file).items()
+            for key, shape in make.listed(file).items()
         }
         model = build(name, 1000, **options)
     notes = load_into(model, tensors, name)
@@ -265,7 +260,7 @@ def test_every_published_network_fits_without_a_missing_or_unexpected_name(file:
 
 
 def test_there_is_a_list_for_every_network_that_others_publish() -> None:
-    files = {path.stem for path in FOREIGN.glob("t*.txt")}
+    files = {path.stem for path in make.FOREIGN.glob("t*.txt")}
     vgg, resnet = {name for name in KEY_MAPS if name.startswith("vgg")}, {f"resnet{n}" for n in (18, 34, 50, 101, 152)}
     assert {f"torchvision_{n}" for n in vgg | resnet | {"alexnet_owt", "googlenet_bn", "inception_v3"}} <= files
     assert {f"timm_{n}" for n in vgg | resnet | {"inception_v3", "inception_v4", "inception_resnet_v2"}} <= files
