@@ -178,7 +178,7 @@ def fetch(name: str) -> Path:
 
     Only the files that are read here, none larger than `MAX_BYTES`. With OPSIN_OFFLINE=1 only what the cache has.
     """
-    match = re.fullmatch(rf"{PREFIX}([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
+    match = re.fullmatch(rf"{PREFIX}(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", name)
     if not match:
         raise UsageError(f"expected {PREFIX}owner/name or {PREFIX}owner/name@revision, received {name[:200]!r}")
     try:

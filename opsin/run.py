@@ -421,7 +421,8 @@ class _Training:
             self.words += [note for note in notes if note not in self.words]
         self.batches = self._loader()
         self.total_steps = recipe.epochs * math.ceil(len(self.batches) / recipe.accumulate)
-        layout = torch.channels_last if device.channels_last(recipe, self.device) else torch.contiguous_format
+        last = device.channels_last(recipe, self.device, self.model)
+        layout = torch.channels_last if last else torch.contiguous_format
         self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         if recipe.model.name in DATA_INITIALIZED and not recipe.model.weights:
             first = next(self._epoch(0, 0)).images
