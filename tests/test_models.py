@@ -50,12 +50,16 @@ PARAMS = {
     "googlenet_bn": 13_004_888,  # torchvision with both heads; its documentation has 6,624,904 without
     "googlenet_cifar": 2_595_886,  # our own network: the sum of its layers by hand
     "inception_v2": 11_295_240 - 10_016,  # osmr/imgclsmob and Cadene; without the biases before normalisations
+    "inception_v2_cifar": 2_573_706,  # this and the other small ones are our own: by hand in test_networks.py
     "inception_v3": 27_161_264,  # torchvision with its head; 23,834,568 without
-    "inception_v3_cifar": 6_098_580,  # our own network: by hand from v3's modules, see test_networks.py
+    "inception_v3_cifar": 6_098_580,
     "inception_v4": 42_679_816,  # timm, Cadene
+    "inception_v4_cifar": 10_218_138,
     # osmr/imgclsmob has FaceNet's: less its 512 units before the classifier and its sixth module C
     "inception_resnet_v1": 23_995_624 - (917_504 + 1_024 + 513_000) + 1_793_000 - 1_600_768,
+    "inception_resnet_v1_cifar": 5_149_402,
     "inception_resnet_v2": 55_843_464,  # timm, Cadene
+    "inception_resnet_v2_cifar": 13_600_490,
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet44": 658_586,
@@ -149,15 +153,16 @@ def test_logits_and_features_at_the_native_size(name: str) -> None:
     assert isinstance(output, Output)
     assert output.logits.shape == (2, table.classes)
     assert output.aux == ()
-    last = images
+    last = maps = images
     assert len(net.stage_names) >= 3
-    for stage in net.stage_names:
-        maps = net.features(images, stage)
+    for stage in net.stage_names:  # `features` at all of them would run the first stage as often as there are stages
+        maps = net.stages[stage](maps)
         assert maps.ndim in (2, 4) and maps.shape[0] == 2
         if maps.ndim == 4:
             assert maps.shape[2] <= last.shape[2] and maps.shape[3] == maps.shape[2]
             last = maps
     assert last.shape[2] < table.native_size
+    assert net.features(images, net.stage_names[-1]).shape == maps.shape
 
 
 @pytest.mark.parametrize(
@@ -183,6 +188,7 @@ def test_parameters_and_multiply_adds_are_those_of_the_paper(name: str) -> None:
 
 def test_every_network_is_pinned() -> None:
     assert set(PARAMS) == set(MODELS)
+    assert all(len(entry(name).aux_weights) == len(native(name).aux) for name in LISTED)
     for name, millions in PAPER_MILLIONS.items():
         assert round(PARAMS[name] / 1e6, 2 if millions < 1 else 1) == millions
     assert round(PARAMS["resnet1202"] / 1e6, 1) == 19.4
