@@ -1,0 +1,1 @@
+"""What can be said about a parameter or a layer besides its shape."""

@@ -1,0 +1,1 @@
+"""From rows of samples to the tensors of the data layers."""

@@ -1,0 +1,1 @@
+"""What a data layer is fed with."""

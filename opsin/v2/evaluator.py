@@ -1,0 +1,1 @@
+"""Metrics: declared beside the layers, accumulated on tensors."""

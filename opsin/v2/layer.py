@@ -1,0 +1,1 @@
+"""One function a layer: a declaration, its sizes computed at once."""

@@ -1,0 +1,1 @@
+"""The modules whose arithmetic is Paddle's."""

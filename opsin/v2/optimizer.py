@@ -1,0 +1,1 @@
+"""Paddle's update rules and learning-rate schedules."""

@@ -1,0 +1,1 @@
+"""Values under Paddle's names; the tar format."""

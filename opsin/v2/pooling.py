@@ -1,0 +1,1 @@
+"""How a pooling layer joins its window."""
