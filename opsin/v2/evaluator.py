@@ -79,7 +79,7 @@ class Accumulator(ABC):
 
 
 class ClassificationError(Accumulator):
-    """Weight of the wrong over weight of all. Right: the label is among the top_k largest, equal ones in order of class.
+    """Weight of the wrong over weight of all. Right: the label is among the top_k largest, of equal ones the first.
 
     One output a sample: right where (output > threshold) is the label.
     """
@@ -171,7 +171,9 @@ def _declare(kind: str, name: str | None, input: Layer, label: Layer, weight: La
     for what, layer in (("input", input), ("label", label), ("weight", weight)):
         if not isinstance(layer, Layer) and not (what == "weight" and layer is None):
             raise DeclarationError(f"evaluator {kind}: {what}: expected a layer, got {layer!r}")
-    EvaluatorConf(name or unique_name(f"{kind}_evaluator".replace("last-column-", "")), kind, input, label, weight, attrs)
+    EvaluatorConf(
+        name or unique_name(f"{kind}_evaluator".replace("last-column-", "")), kind, input, label, weight, attrs
+    )
 
 
 def classification_error_evaluator(
@@ -184,7 +186,13 @@ def classification_error_evaluator(
 ) -> None:
     """The share of samples whose label is not among the top_k (1) largest outputs."""
     _declare(
-        "classification_error", name, input, label, weight, top_k=top_k or 1, threshold=0.5 if threshold is None else threshold
+        "classification_error",
+        name,
+        input,
+        label,
+        weight,
+        top_k=top_k or 1,
+        threshold=0.5 if threshold is None else threshold,
     )
 
 
@@ -210,6 +218,4 @@ precision_recall = precision_recall_evaluator
 
 
 def __getattr__(name: str) -> object:
-    raise AttributeError(
-        f"evaluator.{name} is not supported; there are classification_error, auc and precision_recall"
-    )
+    raise AttributeError(f"evaluator.{name} is not supported; there are classification_error, auc and precision_recall")

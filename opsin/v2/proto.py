@@ -1,4 +1,4 @@
-"""The messages of 2017 that programs read: parameters (with their bytes, protocol buffers version 2), layers, networks."""
+"""The messages of 2017 that programs read: parameters, with their bytes in protocol buffers; layers and networks."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ParameterConfig:
 
     @classmethod
     def FromString(cls, data: bytes) -> ParameterConfig:
-        """The message that `data` holds. Fields it does not know are passed over; `StorageError` where it is damaged."""
+        """The message that `data` holds. Unknown fields are passed over; `StorageError` where it is damaged."""
         message = cls()
         for number, value in _fields(data):
             if number not in FIELDS:
