@@ -55,6 +55,8 @@ class DataFeeder:
 
     def convert(self, rows: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
         """The feed of one mini-batch. `FeedError` (a ValueError) for a sample that does not fit its layer."""
+        if not len(rows):
+            raise FeedError("an empty mini-batch: the reader has to give at least one sample at a time")
         return {name: self._slot(name, kind, column, rows).to(self.device) for name, kind, column in self.slots}
 
     __call__ = convert

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    from opsin.v2.machine import Machine
 
 Metrics = dict[str, float]
-
-
-class Machine(Protocol):
-    """`event.gm`: what is left of the original's machine that programs used."""
-
-    def getLayerOutputs(
-        self,
-        layerNames: str | Iterable[str],
-    ) -> Mapping[str, Mapping[str, np.ndarray | None]]: ...
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from opsin.errors import UsageError, near
 from opsin.v2.graph import ParameterConf
+from opsin.v2.parameters import with_defaults
 
 __all__ = [
     "AdaDelta",
@@ -122,12 +123,7 @@ class Optimizer:
 
     def configured(self, conf: ParameterConf) -> ParameterConf:
         """A parameter's configuration with the optimiser's own values where it has none; 0 counts as none."""
-        return replace(
-            conf,
-            momentum=conf.momentum or self.momentum,
-            decay_rate=conf.decay_rate or self.decay,
-            clip=conf.clip or self.clip,
-        )
+        return with_defaults(conf, momentum=self.momentum, decay_rate=self.decay, clip=self.clip)
 
     def bind(self, pairs: Sequence[tuple[ParameterConf, Tensor]]) -> Updater:
         """The rule over some parameters, static ones left out, as the training loop takes it.
