@@ -27,8 +27,8 @@ def to_classifier(
     """A classifier with a copy of the parameters.
 
     output: a layer with softmax, or of logits, with one value a class; of several layers the first answers, and the
-    others can be asked for by `features`. preprocess: makes of a picture what the reader fed: `Preprocess(size=(32,
-    32))` for pixels / 255, as the CIFAR reader gives; with channels=1, mean=(0.5,), std=(0.5,) for the -1 to 1 of MNIST.
+    others can be asked for by `features`. preprocess: makes of a picture what the reader fed: size=(32, 32) alone for
+    the pixels / 255 of the CIFAR reader; channels=1, mean=(0.5,), std=(0.5,) for the -1 to 1 of MNIST's.
     """
     inference = Inference(parameters, output)
     topology = inference.topology

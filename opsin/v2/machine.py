@@ -32,7 +32,8 @@ def init(**flags: Any) -> None:
 
     use_gpu: compute on the GPU where torch sees one, else on the CPU with a sentence in the log. seed: of initial
     values and dropout, 0 for another one each time. trainer_count: taken; every mini-batch is computed whole, by all of
-    torch's threads or by one GPU, so gradients, costs and batch statistics are the same for any number. variables PADDLE_INIT_USE_GPU and so on count where the argument is not given.
+    torch's threads or by one GPU, so gradients, costs and batch statistics are the same for any number.
+    Environment variables PADDLE_INIT_USE_GPU and so on count where the argument is not given.
     """
     given = {key: os.environ[name] for key in vars(settings) if (name := f"PADDLE_INIT_{key.upper()}") in os.environ}
     flags = {key: _parse(value) if isinstance(value, str) else value for key, value in (given | flags).items()}

@@ -19,7 +19,7 @@ from opsin.train import EpochEnd, Precision, StepEnd, TrainState
 from opsin.train import train as training_loop
 from opsin.types import Progress
 from opsin.v2 import event, machine, proto
-from opsin.v2.data_feeder import DataFeeder, Feeding, FeedError
+from opsin.v2.data_feeder import DataFeeder, FeedError, Feeding
 from opsin.v2.evaluator import Accumulator
 from opsin.v2.graph import Layer
 from opsin.v2.lower import Graph
