@@ -1,0 +1,1 @@
+"""Run an unmodified program of 2017: `python -m opsin.v2 train.py`."""

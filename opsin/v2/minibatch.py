@@ -1,0 +1,1 @@
+"""From a reader of samples to a reader of mini-batches."""

@@ -1,0 +1,1 @@
+"""Curves drawn while a training runs."""

@@ -1,0 +1,1 @@
+"""Readers: functions that return a new iterator of samples."""

@@ -1,0 +1,1 @@
+"""Readers made of arrays and files."""

@@ -1,0 +1,1 @@
+"""Readers made of readers."""

@@ -1,0 +1,1 @@
+"""Python 2 programs, run on Python 3."""
