@@ -2,6 +2,7 @@
 
 OpsinError                exit code 1
 ├── UsageError            2   a wrong name, value or combination in a command or a recipe (also a ValueError)
+│   └── DeclarationError      a layer, declared through opsin.v2, that cannot be (also an AssertionError)
 ├── DataError             3   the pictures, their labels or their folder
 │   └── BadInput              one file: unreadable, damaged, of a wrong format, over a limit
 │       └── DecoderStopped    its decoding crashed or took too long
@@ -28,6 +29,10 @@ class UsageError(OpsinError, ValueError):
     """A name, a value or a combination that cannot be used."""
 
     exit_code = 2
+
+
+class DeclarationError(UsageError, AssertionError):
+    """A layer, declared through `opsin.v2`, that cannot be. The API of 2017 raised an AssertionError without a text."""
 
 
 class DataError(OpsinError):

@@ -8,11 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from opsin.errors import DeclarationError
 from opsin.v2.activation import Base as Activation
-
-
-class ConfigError(Exception):
-    """A declaration that cannot be. The original raised bare exceptions and logged the reason; this one says it."""
 
 
 @dataclass
@@ -25,6 +22,7 @@ class Settings:
 
 
 settings = Settings()
+next_serial = itertools.count().__next__  # the order of creation of layers and evaluators
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Layer:
     bias: ParameterConf | None = None
     attrs: Mapping[str, Any] = field(default_factory=dict)
     evaluators: list[Any] = field(default_factory=list, repr=False)  # those that take it as their input
-    serial: int = field(default_factory=itertools.count().__next__, repr=False)  # order of creation
+    serial: int = field(default_factory=next_serial, repr=False)
 
     def __repr__(self) -> str:
         return f"<{self.kind} layer {self.name!r}, size {self.size}>"
@@ -147,7 +145,7 @@ def topological(outputs: Iterable[Layer]) -> list[Layer]:
     """The outputs and all that they need, in the order of creation, which puts inputs first.
 
     Two data layers of one name and type are one input: the newest of them is in the list. Any other two layers of
-    one name are a `ConfigError`.
+    one name are a `DeclarationError`.
     """
     found: dict[int, Layer] = {}
     pending = list(outputs)
@@ -161,7 +159,7 @@ def topological(outputs: Iterable[Layer]) -> list[Layer]:
         other = by_name.get(layer.name)
         if other is not None:
             if not layer.kind == other.kind == "data" or layer.attrs != other.attrs or layer.size != other.size:
-                raise ConfigError(
+                raise DeclarationError(
                     f"Duplicated layer name: {layer.name}: a {other.kind} of size {other.size} and a {layer.kind} of "
                     f"size {layer.size} are both in this network; declare the network again from its data layers, "
                     "or give one of them another name"
@@ -178,7 +176,7 @@ def conf_order(layers: Sequence[Layer]) -> list[ParameterConf]:
         for conf in layer.confs():
             first = confs.setdefault(conf.name, conf)
             if (first.size, first.dims) != (conf.size, conf.dims):
-                raise ConfigError(
+                raise DeclarationError(
                     f"Shared parameter {conf.name!r} does not have same size: {first.size} {list(first.dims)} where it "
                     f"was made, {conf.size} {list(conf.dims)} in layer {layer.name!r}; give one of them another name"
                 )
