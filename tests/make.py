@@ -7,6 +7,7 @@ import hashlib
 import io
 import struct
 import tarfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -151,6 +152,45 @@ def tar_gz(folder: str, files: Mapping[str, bytes]) -> bytes:
             entry.size = len(data)
             tar.addfile(entry, io.BytesIO(data))
     return packed.getvalue()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flowers-102
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def mat(arrays: Mapping[str, np.ndarray], packed: bool = True, order: str = "<") -> bytes:
+    """A MATLAB 5 file: each array an element of elements, by itself deflated as MATLAB does."""
+    kinds = {"u1": (2, 9), "u2": (4, 11), "f8": (9, 6), "i4": (5, 12)}  # dtype → type of the data, class of the array
+
+    def element(kind: int, content: bytes) -> bytes:
+        if kind != 14 and 0 < len(content) <= 4:
+            return struct.pack(f"{order}I", len(content) << 16 | kind) + content.ljust(4, b"\0")
+        return struct.pack(f"{order}II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+    data = b"MATLAB 5.0 MAT-file, made by a test".ljust(124) + struct.pack(f"{order}H", 0x100)
+    data += b"IM" if order == "<" else b"MI"
+    for name, array in arrays.items():
+        stored, kind = kinds[array.dtype.str[1:]]
+        parts = element(6, struct.pack(f"{order}II", kind, 0))
+        parts += element(5, struct.pack(f"{order}{array.ndim}i", *array.shape)) + element(1, name.encode())
+        parts += element(stored, array.astype(array.dtype.newbyteorder(order)).tobytes("F"))
+        whole = zlib.compress(element(14, parts)) if packed else b""
+        data += struct.pack(f"{order}II", 15, len(whole)) + whole if packed else element(14, parts)
+    return data
+
+
+def flowers(count: int = 9, side: int = 24) -> dict[str, bytes]:
+    """The three files, of `count` pictures; number i (from 1) has the label 10 i, and is in tstid, trnid or valid."""
+    pictures = {f"image_{i:05d}.jpg": encode(gradient(side + i, side) // 2 + np.uint8(i)) for i in range(1, count + 1)}
+    pictures = {name: encode(Image.open(io.BytesIO(data)), "JPEG", quality=95) for name, data in pictures.items()}
+    numbers = np.arange(1, count + 1)
+    sets = {name: numbers[None, i::3].astype(np.uint16) for i, name in enumerate(("tstid", "trnid", "valid"))}
+    return {
+        "102flowers.tgz": tar_gz("jpg", pictures),
+        "imagelabels.mat": mat({"labels": (10 * numbers[None]).astype(np.uint8)}),
+        "setid.mat": mat(sets),
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "opsin"
 TABLE = """
     types errors storage schedule preprocess recipe
-    data.rng data.decode data.sandbox data.checked data.index data.formats data.manifest data.tar data.datasets
-    data.loader
+    data.rng data.decode data.sandbox data.checked data.index data.formats data.matlab data.manifest data.tar
+    data.datasets data.loader
     augment
     models models.convnet models.layers models.lenet models.alexnet models.nin models.vgg models.googlenet
     models.inception models.resnet models.smallnet models.weights
@@ -26,8 +26,8 @@ TABLE = """
     v2.modules v2.lower v2.parameters v2.optimizer v2.minibatch v2.reader.decorator v2.reader.creator v2.reader
     v2.data_feeder
     v2.event v2.inference v2.trainer v2.classify
-    v2.dataset.common v2.dataset.cifar v2.dataset.mnist v2.dataset.flowers v2.dataset.uci_housing v2.dataset
-    v2.image v2.plot v2 v2.aliases v2.translate v2.__main__
+    v2.image v2.dataset.common v2.dataset.cifar v2.dataset.mnist v2.dataset.flowers v2.dataset.uci_housing v2.dataset
+    v2.plot v2 v2.aliases v2.translate v2.__main__
     show chosen cli __main__
 """
 ORDER = TABLE.split()

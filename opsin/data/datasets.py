@@ -364,7 +364,10 @@ def fetch_files(
     A download that was cut goes on where it stopped (`FILE.part`), at the next mirror if this one is dead. A file takes
     its name only when its MD5 is the published one. `DataError` says which file to get by hand, and where to put it.
     """
-    here = {file.name: matches(folder / file.name, file.md5) if compare else (folder / file.name).is_file() for file in files}
+    here = {
+        file.name: matches(folder / file.name, file.md5) if compare else (folder / file.name).is_file()
+        for file in files
+    }
     missing = [file for file in files if not here[file.name]]
     total = sum(file.size for file in missing)
     done = 0

@@ -24,7 +24,7 @@ from opsin.preprocess import to_channels
 
 
 def load_image_bytes(bytes: bytes | bytearray, is_color: bool = True, name: str = "image") -> np.ndarray:
-    """The picture in the bytes of a file, upright: uint8 [h, w, 3] (BGR), or [h, w] unless is_color. name: for errors."""
+    """The picture in the bytes of a file, upright: uint8 [h, w, 3] (BGR), or grey [h, w]. name: the file, for errors."""
     image = to_channels(decode(memoryview(bytes).tobytes(), name), 3 if is_color else 1)
     pixels = image.permute(1, 2, 0).numpy()
     return np.ascontiguousarray(pixels[:, :, ::-1] if is_color else pixels[:, :, 0])
@@ -66,7 +66,9 @@ def _room(im: np.ndarray, size: int) -> tuple[int, int]:
     """Rows and columns that a square of `size` leaves."""
     h, w = im.shape[:2]
     if min(h, w) < size:
-        raise UsageError(f"a square of {size} does not fit into a picture of {h}×{w}; resize it to {size} or more first")
+        raise UsageError(
+            f"a square of {size} does not fit into a picture of {h}×{w}; resize it to {size} or more first"
+        )
     return h - size, w - size
 
 

@@ -122,14 +122,16 @@ def _dump(lines: list[Any], file: BinaryIO) -> None:
         columns = []
     if not columns or any(column.dtype.hasobject for column in columns):
         raise UsageError("split: the samples are not all of one shape; give it a dumper, a function (samples, file)")
-    np.savez(file, *columns, **({} if isinstance(lines[0], (tuple, list)) else {"single": np.array(True)}))
+    if isinstance(lines[0], (tuple, list)):
+        np.savez(file, *columns)
+    else:
+        np.savez(file, single=columns[0])
 
 
 def _load(file: BinaryIO) -> Iterator[Any]:
     try:
         with np.load(file, allow_pickle=False) as stored:
-            columns = [stored[name] for name in stored.files if name != "single"]
-            single = "single" in stored.files
+            columns, single = [stored[name] for name in stored.files], stored.files == ["single"]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{file.name}: not written by split without a dumper ({error}); give its loader") from error
     for values in zip(*columns, strict=True):
