@@ -81,11 +81,11 @@ class Topology:
         binary(stream).write(self.to_json())
 
     def to_json(self) -> bytes:
-        """The declared network without initialisers and metrics. Deterministic."""
+        """What the outputs need, without extra layers, initialisers and metrics. Deterministic."""
         document = {
             "format": FORMAT,
             "outputs": [layer.name for layer in self.layers],
-            "layers": [_to_table(layer) for layer in self.order],
+            "layers": [_to_table(layer) for layer in topological(self.layers)],
         }
         return json.dumps(document, indent=1).encode()
 
