@@ -24,7 +24,7 @@ from opsin.preprocess import to_channels
 
 
 def load_image_bytes(bytes: bytes | bytearray, is_color: bool = True, name: str = "image") -> np.ndarray:
-    """The picture in the bytes of a file, upright: uint8 [h, w, 3] (BGR), or grey [h, w]. name: the file, for errors."""
+    """The picture in the bytes of a file, upright: uint8 [h, w, 3] (BGR), or grey [h, w]. name: for errors."""
     image = to_channels(decode(memoryview(bytes).tobytes(), name), 3 if is_color else 1)
     pixels = image.permute(1, 2, 0).numpy()
     return np.ascontiguousarray(pixels[:, :, ::-1] if is_color else pixels[:, :, 0])
