@@ -329,14 +329,29 @@ MODELS: dict[str, Entry] = {
     **{f"wrn{d}_{k}": _wide_resnet(d, k) for d, k in ((16, 2), (16, 8), (28, 10), (40, 1), (40, 2), (40, 4))},
 }
 
+# Not in the table: its option `topology` says what it is. Nothing here imports the builder before it is asked for.
+DECLARED = Entry(
+    builder="opsin.v2.classify:declared",
+    summary="a network declared through opsin.v2",
+    year=2017,
+    paper="PaddlePaddle v2 API",
+    params=0,
+    million_macs=0.0,
+    native_size=32,
+    least_size=1,
+)
+
 
 def entry(name: str) -> Entry:
     """The table's line of that name, or of a CIFAR ResNet of any depth: "resnet26", "preresnet32", "wrn22_8".
 
-    `UsageError` for any other name, with the near ones. resnet18, 34, 50, 101 and 152 are the ImageNet networks.
+    "declared" is a saved network of `opsin.v2`. `UsageError` for any other name, with the near ones. resnet18, 34, 50,
+    101 and 152 are the ImageNet networks.
     """
     if name in MODELS:
         return MODELS[name]
+    if name == "declared":
+        return DECLARED
     if match := re.fullmatch(r"(pre)?resnet(\d{1,5})", name):
         from opsin.models.resnet import blocks_per_stage
 

@@ -28,14 +28,16 @@ HELPER_PARTS = ("activations", "attrs", "evaluators", "layers", "networks", "opt
 
 
 def install() -> None:
-    """Make `paddle.v2`, `paddle.trainer_config_helpers`, `paddle.trainer.PyDataProvider2` and `paddle.proto` importable.
+    """Make `paddle.v2`, `paddle.trainer_config_helpers`, `paddle.trainer` and `paddle.proto` importable.
 
     They are the modules of `opsin.v2`, not copies. `UsageError` when another paddle has been imported already.
     """
     other = sys.modules.get("paddle")
     if other is not None:
         if getattr(other, "v2", None) is not opsin.v2:
-            raise UsageError("another paddle is imported in this process; opsin.v2 can take its place in a new one only")
+            raise UsageError(
+                "another paddle is imported in this process; opsin.v2 can take its place in a new one only"
+            )
         return
     found = {"paddle.v2": opsin.v2}
     for part in pkgutil.walk_packages(opsin.v2.__path__, "opsin.v2."):
@@ -117,7 +119,7 @@ def data_layer(name: str, size: int, height: int | None = None, width: int | Non
 
 
 def wrap_name_default(name_prefix: str | None = None, name_param: str = "name") -> Callable[[Any], Any]:
-    """A decorator: where no name is given, the function gets `__prefix_0__`, `__prefix_1__` …, by default of its own."""
+    """A decorator: where no name is given, the function gets `__prefix_0__`, `__prefix_1__` …, by default its name."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

@@ -74,6 +74,14 @@ class Accumulator(ABC):
             weight = values[self.conf.weight.name].reshape(-1).double()
         self.add(output.flatten(1), label.reshape(len(output), -1)[:, 0].long(), weight)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that was accumulated; `restore` takes it."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, value in tensors.items():
+            setattr(self, name, value)
+
     def finish(self) -> dict[str, float]:
         return {name: float(np.float32(value)) for name, value in self.result().items()}
 
@@ -111,6 +119,13 @@ class Auc(Accumulator):
 
     def add(self, output: Tensor, label: Tensor, weight: Tensor) -> None:
         self.parts.append((output[:, -1].cpu(), label.cpu(), weight.cpu()))
+
+    def tensors(self) -> dict[str, Tensor]:
+        names = ("score", "label", "weight")
+        return {name: torch.cat(part) for name, *part in zip(names, *self.parts, strict=True)} if self.parts else {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self.parts = [(tensors["score"], tensors["label"], tensors["weight"])] if tensors else []
 
     def result(self) -> dict[str, float]:
         if not self.parts:
