@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
+import importlib
 import operator
 import re
+import sys
 from collections.abc import Callable, Collection, Sequence
-from functools import lru_cache
 from types import CodeType
 from typing import Any
 
@@ -80,7 +82,7 @@ def future_features(text: str) -> frozenset[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=1)
 def _fissix() -> tuple[Any, Any]:
     """Its refactoring tool, and its grammar without a print statement."""
     try:
@@ -94,23 +96,12 @@ def _fissix() -> tuple[Any, Any]:
     from fissix import pygram, refactor
     from fissix.fixes import fix_imports
 
-    ours = ("StringIO", "cStringIO")  # `opsin.v2.aliases` provides them
-    others = {old: new for old, new in fix_imports.MAPPING.items() if old not in ours}
-
-    class Imports(fix_imports.FixImports):
-        mapping = others
-
-    class Tool(refactor.RefactoringTool):
-        def get_fixers(self) -> Any:
-            kinds = super().get_fixers()
-            for fixers in kinds:
-                fixers[:] = [
-                    Imports(self.options, self.fixer_log) if isinstance(fixer, fix_imports.FixImports) else fixer
-                    for fixer in fixers
-                ]
-            return kinds
-
-    return Tool(refactor.get_fixers_from_package("fissix.fixes")), pygram.python_grammar_no_print_statement
+    # What `opsin.v2.aliases` provides, and what HELPERS do: fissix would import these where it may be too late.
+    provided = {"StringIO", "cStringIO"}
+    fix_imports.FixImports.mapping = {old: new for old, new in fix_imports.MAPPING.items() if old not in provided}
+    fixers = set(refactor.get_fixers_from_package("fissix.fixes"))
+    fixers -= {f"fissix.fixes.fix_{name}" for name in ("reduce", "intern", "reload")}
+    return refactor.RefactoringTool(sorted(fixers)), pygram.python_grammar_no_print_statement
 
 
 def _parse2(text: str, name: str, future: Collection[str]) -> Any:
@@ -179,8 +170,12 @@ class _Index:
         return index
 
 
-# What translated code needs among its globals.
-HELPERS = {"_opsin_divide": divide, "_opsin_divide_in_place": divide_in_place, "_opsin_index": _Index()}
+# What translated code needs among its globals, and functions that Python 2 had built in.
+HELPERS: dict[str, Any] = {
+    **{"_opsin_divide": divide, "_opsin_divide_in_place": divide_in_place, "_opsin_index": _Index()},
+    **{"reduce": functools.reduce, "intern": sys.intern, "reload": importlib.reload},
+    "cmp": lambda a, b: (a > b) - (a < b),
+}
 
 
 def _name(name: str) -> ast.Name:
