@@ -265,16 +265,19 @@ class Graph(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """Paddle's name → the live tensor: an `nn.Parameter`, or a buffer for a static one."""
-        return {name: getattr(self.store, _key(name)) for name in self.confs}
+        return {name: self.tensor(name) for name in self.confs}
+
+    def tensor(self, name: str) -> Tensor:
+        return getattr(self.store, _key(name))
 
     def read(self, name: str) -> np.ndarray:
         """A copy of a parameter, float32 in Paddle's shape."""
-        tensor = self.tensors()[name].detach()
+        tensor = self.tensor(name).detach()
         return tensor.to("cpu", torch.float32, copy=True).contiguous().numpy().reshape(self.confs[name].shape)
 
     def write(self, name: str, array: np.ndarray) -> None:
         """Set a parameter from `size` values in Paddle's order."""
-        tensor = self.tensors()[name]
+        tensor = self.tensor(name)
         with torch.no_grad():
             tensor.copy_(torch.from_numpy(np.ascontiguousarray(array, np.float32)).reshape(tensor.shape))
 

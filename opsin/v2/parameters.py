@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from opsin.errors import StorageError
 from opsin.v2.graph import Layer, ParameterConf, settings
@@ -122,9 +123,8 @@ class Parameters:
         """The gradient that the last backward pass left, float32 of `get_shape`; zeros where there is none."""
         shape = self.get_shape(name)
         for graph in reversed(self._graphs):
-            tensor = graph.tensors().get(name)
-            if tensor is not None and tensor.grad is not None:
-                return tensor.grad.detach().float().cpu().contiguous().numpy().reshape(shape).copy()
+            if name in graph.confs and (gradient := graph.tensor(name).grad) is not None:
+                return gradient.to("cpu", torch.float32, copy=True).contiguous().numpy().reshape(shape)
         return np.zeros(shape, np.float32)
 
     def attach(self, graph: Graph) -> None:
