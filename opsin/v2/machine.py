@@ -1,12 +1,10 @@
-"""What `init` was told, the device that networks run on, and what a network's layers gave."""
+"""The device that networks run on, and what their layers gave."""
 
 from __future__ import annotations
 
+import functools
 import logging
-import os
-import random
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,49 +17,20 @@ from opsin.v2.lower import Graph
 
 log = logging.getLogger("paddle")
 
-# Flags of 2017 that are about clusters, logs and other machinery: taken, and without effect.
-OTHER_FLAGS = (
-    *("gpu_id", "use_mkldnn", "use_mkl_packed", "trainer_id", "port", "ports_num", "ports_num_for_sparse", "pservers"),
-    *("num_gradient_servers", "log_period", "test_period", "dot_period", "saving_period", "log_clipping", "comment"),
-    *("log_error_clipping", "show_parameter_stats_period", "show_layer_stat", "beam_size"),
-)
-
-
-def init(**flags: Any) -> None:
-    """Choose the device and the random numbers; nothing else must be called first, and nothing breaks without it.
-
-    use_gpu: compute on the GPU where torch sees one, else on the CPU with a sentence in the log. seed: of initial
-    values and dropout, 0 for another one each time. trainer_count: taken; every mini-batch is computed whole, by all of
-    torch's threads or by one GPU, so gradients, costs and batch statistics are the same for any number.
-    Environment variables PADDLE_INIT_USE_GPU and so on count where the argument is not given.
-    """
-    given = {key: os.environ[name] for key in vars(settings) if (name := f"PADDLE_INIT_{key.upper()}") in os.environ}
-    flags = {key: _parse(value) if isinstance(value, str) else value for key, value in (given | flags).items()}
-    for key in flags:
-        if key not in vars(settings) and key not in OTHER_FLAGS:
-            raise UsageError(f"init: no flag {key!r}; {near(key, [*vars(settings), *OTHER_FLAGS])}")
-    settings.use_gpu = bool(flags.get("use_gpu", False))
-    for key, default in (("trainer_count", 1), ("seed", 1)):
-        value = flags.get(key, default)
-        if not isinstance(value, int) or value < 0:
-            raise UsageError(f"init: {key}: expected a number of at least 0, received {value!r}")
-        setattr(settings, key, value)
-    torch.manual_seed(settings.seed or random.SystemRandom().getrandbits(63))
-    log.info("commandline:  %s", " ".join(f"--{key}={value}" for key, value in flags.items()))
-    if settings.use_gpu and not torch.cuda.is_available():
-        log.warning("init(use_gpu=True): torch sees no CUDA device here, so everything runs on the CPU")
-
-
-def _parse(text: str) -> bool | int | str:
-    """`"True"`, `"0"`, `"17"` as the value that a program would write."""
-    if text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    return int(text) if text.lstrip("-").isdecimal() else text
-
 
 def device() -> torch.device:
-    """The GPU where `init` asked for it and torch sees one, else the CPU."""
-    return torch.device("cuda" if settings.use_gpu and torch.cuda.is_available() else "cpu")
+    """The GPU where `init` asked for it and torch sees one, else the CPU, with a sentence in the log."""
+    if not settings.use_gpu:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        _say_no_gpu()
+        return torch.device("cpu")
+    return torch.device("cuda")
+
+
+@functools.cache
+def _say_no_gpu() -> None:
+    log.warning("init(use_gpu=True): torch sees no CUDA device here, so everything runs on the CPU")
 
 
 def fields(layer: Layer) -> dict[str, str]:
