@@ -23,7 +23,7 @@ from typing import Any
 
 from opsin.data import index
 from opsin.errors import BadInput, OpsinError, UsageError
-from opsin.v2 import aliases, translate
+from opsin.v2 import translate
 
 MAX_NOTEBOOK = 1 << 28  # bytes; its outputs hold pictures
 
@@ -101,6 +101,8 @@ def prepare(program: str, arguments: Sequence[str] = (), python3: bool | None = 
     """
     if not os.path.isfile(program):
         raise UsageError(f"{program}: no such file; expected a program (.py) or a notebook (.ipynb)")
+    from opsin.v2 import aliases  # with torch and all
+
     folder = os.path.dirname(os.path.realpath(program))
     kind = NotebookLoader if program.endswith(".ipynb") else Loader
     loader, main = kind("__main__", program, python3), ModuleType("__main__")
