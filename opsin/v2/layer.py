@@ -698,6 +698,8 @@ class Mixed(Layer):
     def __iadd__(self, term: Projection) -> Mixed:
         if not hasattr(self, "terms"):
             raise DeclarationError(f"mixed {self.name!r}: terms are added inside `with layer.mixed(…) as m:`")
+        if not isinstance(term, Projection):
+            raise DeclarationError(f"mixed {self.name!r}: expected a projection, got {term!r}")
         self.terms.append(term)
         return self
 
@@ -707,11 +709,8 @@ class Mixed(Layer):
         del self.terms
 
     def _fill(self, terms: Sequence[Projection]) -> None:
-        for term in terms:
-            if not isinstance(term, Projection):
-                raise DeclarationError(f"mixed {self.name!r}: expected a projection, got {term!r}")
         sizes = {term.size for term in terms} - {0} | ({self.size} - {0})
-        if len(sizes) != 1:
+        if len(sizes) != 1 or not terms:
             raise DeclarationError(f"mixed {self.name!r}: expected terms of one size, got the sizes {sorted(sizes)}")
         self.size = sizes.pop()
         self.inputs = tuple(term.input for term in terms)
@@ -748,7 +747,9 @@ def mixed(
         attrs={**extra, "bias_attr": bias_attr or False},
     )
     if input is not None:
-        layer._fill([input] if isinstance(input, Projection) else list(input))
+        with layer:
+            for term in [input] if isinstance(input, Projection) else input:
+                layer += term
     remember(layer)
     return layer
 

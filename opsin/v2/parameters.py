@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from opsin.v2.lower import Graph
 
 HEADER = struct.Struct("<IIQ")
-MAX_BYTES = 4 << 30  # of values in one tar: eight times those of VGG-19
+MAX_BYTES = 2 << 30  # of values in one tar: VGG-19 has 548 MiB
 MAX_CONF = 1 << 16
 MAX_MEMBERS = 200_000
 CHUNK = 1 << 20
+NO_TAR = "a header is damaged, or this is not a tar (a gzipped one is opened with gzip.open)"
 
 
 class Parameters:
@@ -203,7 +204,7 @@ def initial(conf: ParameterConf, seed: int) -> np.ndarray:
 
 
 def _name(f: Any) -> str:
-    return str(getattr(f, "name", "the tar"))
+    return str(getattr(f, "name", "") or "the tar")
 
 
 def _to_bytes(value: np.ndarray) -> bytes:
@@ -302,10 +303,12 @@ def _members(f: Any) -> Iterator[tuple[str, bytes]]:
     Not `tarfile`: it takes a damaged header for the end of the archive, and here the end is often unmarked.
     """
     long_name = ""
-    while (header := _take(f, 512, "the header after it")) and header != bytes(512):
+    while (header := _take(f, 512, "a header")) and header != bytes(512):
+        if len(header) < 512:
+            raise StorageError(f"a header is cut: {len(header)} of 512 bytes; or this is not a tar")
         checksum = _octal(header[148:156])
         if checksum != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
-            raise StorageError("a header is damaged, or this is not a tar (a gzipped one is opened with gzip.open)")
+            raise StorageError(NO_TAR)
         size, kind = _octal(header[124:136]), header[156:157]
         name = long_name or _text(header[:100])
         if not long_name and header[257:265] != b"ustar  \0":  # POSIX: the front part of a long name
@@ -313,10 +316,11 @@ def _members(f: Any) -> Iterator[tuple[str, bytes]]:
         limit = MAX_BYTES if kind in (b"0", b"\0") and not name.endswith(".protobuf") else MAX_CONF
         if size > limit:
             raise StorageError(f"member {name} has {size} bytes; {limit} are the most")
-        data = _take(f, size, f"member {name}")
-        if len(data) < size:
-            raise StorageError(f"member {name} is cut: {len(data)} of {size} bytes")
-        _take(f, -size % 512, f"the end of member {name}")
+        padded = size + -size % 512
+        data = _take(f, padded, f"member {name}")
+        if len(data) < padded:
+            raise StorageError(f"member {name} is cut: {len(data)} of {size} bytes and {padded - size} of padding")
+        data = data[:size]
         if kind in (b"L", b"x"):
             long_name = _text(data) if kind == b"L" else _pax_path(data)
             continue
@@ -332,7 +336,7 @@ def _members(f: Any) -> Iterator[tuple[str, bytes]]:
 
 
 def _take(f: Any, size: int, what: str) -> bytes:
-    """`size` bytes, or as many as there are. A part of a header is an error, none at all the end."""
+    """`size` bytes, or as many as there are."""
     data = bytearray()
     try:
         while len(data) < size and (chunk := f.read(min(CHUNK, size - len(data)))):
@@ -341,8 +345,6 @@ def _take(f: Any, size: int, what: str) -> bytes:
         raise StorageError(f"{what}: {type(error).__name__}: {error}") from error
     except TypeError as error:
         raise StorageError(f"expected a file of bytes, opened with 'rb'; got {f!r}") from error
-    if size == 512 and 0 < len(data) < 512:
-        raise StorageError(f"{what} is cut: {len(data)} of 512 bytes")
     return bytes(data)
 
 
@@ -360,7 +362,7 @@ def _octal(field: bytes) -> int:
     try:
         return int(digits or b"0", 8)
     except ValueError as error:
-        raise StorageError(f"a header is damaged: {field!r} is not a number") from error
+        raise StorageError(NO_TAR) from error
 
 
 def _pax_path(data: bytes) -> str:

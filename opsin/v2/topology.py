@@ -119,7 +119,6 @@ def parse_network(
 
 
 def _layer_proto(layer: Layer) -> proto.LayerConfig:
-    confs = layer.params or (None,) * len(layer.inputs)
     return proto.LayerConfig(
         name=layer.name,
         type=layer.kind,
@@ -127,7 +126,7 @@ def _layer_proto(layer: Layer) -> proto.LayerConfig:
         active_type=layer.act,
         inputs=tuple(
             proto.LayerInputConfig(source.name, conf.name if conf else "")
-            for source, conf in zip(layer.inputs, confs, strict=True)
+            for source, conf in zip(layer.inputs, layer.params, strict=True)
         ),
         bias_parameter_name=layer.bias.name if layer.bias else "",
         drop_rate=layer.drop_rate,
@@ -167,6 +166,14 @@ def _to_table(layer: Layer) -> dict[str, Any]:
 
 
 def _from_table(table: dict[str, Any], layers: dict[str, Layer]) -> Layer:
+    """A layer of a file. Whether it can be computed is found out by trying, in `inference.py`."""
+    for key, kinds, what in (("name", str, "text"), ("kind", str, "text"), ("size", int, "a number")):
+        if not isinstance(table[key], kinds):
+            raise TypeError(f"{key}: expected {what}, found {table[key]!r}")
+    if len(table["params"]) != len(table["inputs"]):
+        raise ValueError(
+            f"layer {table['name']!r}: {len(table['params'])} parameters for {len(table['inputs'])} inputs"
+        )
     attrs = dict(table["attrs"])
     if "type" in attrs:
         attrs["type"] = InputType(*attrs["type"])

@@ -44,8 +44,7 @@ def golden(name: str) -> dict[str, Any]:
 
 
 def row_of_layer(layer: Layer) -> list[Any]:
-    params = layer.params or (None,) * len(layer.inputs)
-    inputs = [[x.name, p.name if p else ""] for x, p in zip(layer.inputs, params, strict=True)]
+    inputs = [[x.name, p.name if p else ""] for x, p in zip(layer.inputs, layer.params, strict=True)]
     bias = layer.bias.name if layer.bias else ""
     drop = layer.drop_rate
     return [layer.name, layer.kind, layer.size, layer.height, layer.width, layer.act, drop, inputs, bias]
