@@ -232,23 +232,28 @@ def write(folder: Path, files: Mapping[str, bytes]) -> Path:
     return folder
 
 
-def named(patch: pytest.MonkeyPatch, folder: Path, name: str = "cifar10") -> Path:
+def named(
+    patch: pytest.MonkeyPatch, folder: Path, name: str = "cifar10", *, per_file: int = 20, packed: bool = False
+) -> Path:
     """Write a small "cifar10", "cifar100" or "mnist" below `folder`, in its published layout, and let
     `opsin.data.datasets` know its checksums and counts for the length of a test.
 
-    `load(name, data_dir=str(folder))` then reads it. CIFAR-10: 100 training and 20 test pictures.
+    `load(name, data_dir=str(folder))` then reads it. CIFAR-10: five training files and a test file of `per_file`
+    pictures. packed: as the published archive.
     """
     files, below, counts = {
-        "cifar10": (cifar10_python(), "cifar-10-batches-py", (100, 20)),
-        "cifar100": (cifar100_python(), "cifar-100-python", (200, 100)),
-        "mnist": (mnist(), ".", (60, 30)),
-    }[name]
+        "cifar10": lambda: (cifar10_python(per_file), "cifar-10-batches-py", (5 * per_file, per_file)),
+        "cifar100": lambda: (cifar100_python(), "cifar-100-python", (200, 100)),
+        "mnist": lambda: (mnist(), ".", (60, 30)),
+    }[name]()
     info = replace(
         datasets.DATASETS[name],
         splits={"train": counts[0], "test": counts[1]},
         checksums={file: md5(data) for file, data in files.items()},
     )
     patch.setitem(datasets.DATASETS, name, info)
+    if packed:
+        return write(folder, {info.files[0].name: tar_gz(below, files)})
     write(folder / below, files)
     return folder
 

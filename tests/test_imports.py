@@ -25,7 +25,7 @@ TABLE = """
     v2.activation v2.pooling v2.data_type v2.graph v2.attr v2.proto v2.evaluator v2.topology v2.layer v2.networks
     v2.modules v2.lower v2.parameters v2.optimizer v2.minibatch v2.reader.decorator v2.reader.creator v2.reader
     v2.data_feeder
-    v2.event v2.machine v2.inference v2.trainer v2.classify
+    v2.machine v2.event v2.inference v2.trainer v2.classify
     v2.image v2.dataset.common v2.dataset.cifar v2.dataset.mnist v2.dataset.flowers v2.dataset.uci_housing v2.dataset
     v2.plot v2 v2.aliases v2.translate v2.__main__
     show chosen cli __main__

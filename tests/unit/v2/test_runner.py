@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,30 +26,6 @@ def start(*arguments: Any, cwd: Path, **environment: str) -> subprocess.Complete
     command = [sys.executable, "-W", "error", "-m", "opsin.v2", *map(str, arguments)]
     paths = {"PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(command, cwd=cwd, env=os.environ | paths, capture_output=True, text=True, timeout=300)
-
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
-    """The same in this process, which is as before afterwards: arguments → exit code, stdout, stderr."""
-    log = logging.getLogger("paddle")
-    before = [*sys.argv], [*sys.path], [*sys.meta_path], [*log.handlers], sys.modules["__main__"]
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: Any) -> tuple[int, str, str]:
-        try:
-            code = runner.main([*map(str, arguments)])
-        except SystemExit as error:
-            code = error.code
-        finally:
-            sys.argv[:], sys.path[:], sys.meta_path[:], log.handlers[:], sys.modules["__main__"] = before
-            for name in [name for name in sys.modules if re.match(r"(paddle\b|c?StringIO$|both$|nets$)", name)]:
-                del sys.modules[name]
-        return code, *capsys.readouterr()  # type: ignore[return-value]
-
-    yield run
 
 
 def write(folder: Path, **texts: str) -> Path:
@@ -166,7 +139,7 @@ def test_an_unmodified_program(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["book", "params.tar", "topology.bin"]
 
 
-def test_a_python_3_program_runs_unharmed(tmp_path: Path, call: Call) -> None:
+def test_a_python_3_program_runs_unharmed(tmp_path: Path, call: Any) -> None:
     text = "import opsin.v2 as paddle, both\nprint(f'{7 / 2}', both.half, both.__file__, sep='|')\n"
     write(tmp_path, new=text, both="half = 7 / 2")
     assert call(tmp_path / "new.py")[:2] == (0, f"3.5|3|{tmp_path / 'both.py'}\n")
@@ -180,7 +153,7 @@ def test_without_the_translator(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "1\n") and "pip install 'opsin[v2]'" in done.stderr
 
 
-def test_a_traceback_shows_the_program_and_nothing_of_the_runner(tmp_path: Path, call: Call) -> None:
+def test_a_traceback_shows_the_program_and_nothing_of_the_runner(tmp_path: Path, call: Any) -> None:
     write(tmp_path, main="# one\nimport nets\nprint 'before'\nnets.f(\n    0)\n", nets="def f(x):\n    return 7 / x\n")
     code, out, err = call("main.py")
     assert (code, out) == (1, "before\n")
@@ -211,7 +184,7 @@ def test_a_traceback_shows_the_program_and_nothing_of_the_runner(tmp_path: Path,
     ],
 )
 def test_exit_codes_and_messages(
-    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch, text: str, code: int | str, error: str
+    tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch, text: str, code: int | str, error: str
 ) -> None:
     monkeypatch.setenv("OPSIN_OFFLINE", "1")
     monkeypatch.setenv("OPSIN_HOME", str(tmp_path))
@@ -220,13 +193,13 @@ def test_exit_codes_and_messages(
     assert got == code and error in err
 
 
-def test_usage(call: Call) -> None:
+def test_usage(call: Any) -> None:
     said = "opsin.errors.UsageError: none.py: no such file; expected a program (.py) or a notebook (.ipynb)\n"
     assert call("none.py") == (2, "", said)
     assert call()[0] == 2 and "a Python file or a notebook" in call("--help")[1]
 
 
-def test_a_notebook_runs_cell_by_cell(tmp_path: Path, call: Call) -> None:
+def test_a_notebook_runs_cell_by_cell(tmp_path: Path, call: Any) -> None:
     cells = [
         "%matplotlib inline\nfrom __future__ import division\nx = 3",
         "    y = x / 2\n    print y",
