@@ -89,7 +89,7 @@ def call(
 
     log = logging.getLogger("paddle")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(log, "level", log.level)
+    level = log.level
 
     def run(*arguments: Any) -> tuple[Any, str, str]:
         before = [*sys.argv], [*sys.path], [*sys.meta_path], [*log.handlers], sys.modules["__main__"]
@@ -101,6 +101,7 @@ def call(
             code = error.code
         finally:
             sys.argv[:], sys.path[:], sys.meta_path[:], log.handlers[:], sys.modules["__main__"] = before
+            log.setLevel(level)
             for name in set(sys.modules) - known:
                 file = str(getattr(sys.modules[name], "__file__", None) or "")
                 if name.split(".")[0] in ("paddle", "StringIO", "cStringIO") or file.startswith(str(tmp_path)):

@@ -108,10 +108,10 @@ def test_the_chapter_over_a_hundred_batches(tmp_path: Path, call: Any, cifar: Ca
 
 @pytest.mark.slow
 def test_the_whole_notebook(tmp_path: Path, call: Any, cifar: Callable[[int], None]) -> None:
-    """With its prose, from the file that OPSIN_CHAPTER names."""
-    place = os.environ.get("OPSIN_CHAPTER", "")
+    """With its prose, from the file that PADDLE_CHAPTER names."""
+    place = os.environ.get("PADDLE_CHAPTER", "")
     if not place:
-        pytest.skip("OPSIN_CHAPTER names no notebook")
+        pytest.skip("PADDLE_CHAPTER names no notebook")
     notebook = json.loads(Path(place).read_text(encoding="utf-8"))
     assert ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"] == CELLS
     assert len(notebook["cells"]) > len(CELLS)
