@@ -26,9 +26,11 @@ def index(
     run: Path, data: str | None, split: str | None, data_dir: str, on_bad_image: str, reporter: Reporter
 ) -> Index:
     """The pictures that `evaluate` and `features` mean, by the rules in the help of `--split`."""
+    from opsin import shipped
     from opsin.data import datasets
     from opsin.data.index import WHOLE, in_splits
 
+    run = shipped.find(run)
     recipe = _recipe_of(run)
     if recipe is None and data is None:
         raise UsageError(f"{run} does not say what it was trained on; name the data: opsin evaluate RUN DATA")

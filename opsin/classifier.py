@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from opsin import __version__, metrics, models, storage
+from opsin import __version__, metrics, models, shipped, storage
 from opsin.data.decode import _pixels, _Refused, decode
 from opsin.data.index import Index, printable, read
 from opsin.data.loader import decode_size
@@ -119,8 +119,11 @@ def _class_names(classes: Sequence[str]) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def save(classifier: Classifier, folder: Path | str) -> None:
-    """Write the folder `folder`, durably, replacing an older one; `UsageError` for a kind that cannot be saved."""
+def save(classifier: Classifier, folder: Path | str, *, half: bool = False) -> None:
+    """Write the folder `folder`, durably, replacing an older one; `UsageError` for a kind that cannot be saved.
+
+    half: matrices and filters as float16, half the size; `load` makes them float32 again, less exact by 2⁻¹¹ of each.
+    """
     if not isinstance(classifier, NetClassifier):
         raise UsageError(f"a {type(classifier).__name__} cannot be saved; expected a NetClassifier")
     preprocess, spec = classifier.preprocess, classifier.spec
@@ -150,22 +153,31 @@ def save(classifier: Classifier, folder: Path | str) -> None:
         text = json.dumps(config, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UsageError(f"model options: expected numbers, texts and lists of them: {error}") from error
-    weights = storage.to_safetensors(classifier.model.state_dict())
+    tensors = classifier.model.state_dict()
+    if half:  # vectors stay: a running variance may be out of float16's range
+        tensors = {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in tensors.items()}
+    weights = storage.to_safetensors(tensors)
     storage.write_folder(folder, {CONFIG: text.encode(), WEIGHTS: weights})
 
 
 def load(folder: Path | str, device: str = "cpu") -> Classifier:
-    """The classifier of a run folder, or of its `classifier/` folder, on `device`, in evaluation mode.
+    """The classifier of a run folder, of its `classifier/` folder, or a shipped one of that name, on `device`.
+
+    In evaluation mode.
 
     Nothing is guessed: a damaged file, an unknown key, a missing, unexpected, misshapen or non-finite tensor is a
     `StorageError` that names it.
     """
-    for place in (Path(folder), Path(folder) / "classifier"):
+    folder = shipped.find(folder)
+    for place in (folder, folder / "classifier"):
         if storage.holds(place):
             folder = place
             break
     else:
-        raise StorageError(f"{folder}: no classifier here; expected a run folder or its classifier/ folder")
+        names = ", ".join(shipped.SHIPPED)
+        raise StorageError(
+            f"{folder}: no classifier here; expected a run folder, its classifier/ folder, or a shipped one: {names}"
+        )
     files = storage.read_folder(folder)
     for name in (CONFIG, WEIGHTS):
         if name not in files:
@@ -199,7 +211,9 @@ def _load_net(config: Mapping[str, Any], files: Mapping[str, bytes], folder: Pat
         raise StorageError(
             f"{where}: the network takes {model['in_channels']} channels, preprocess gives {preprocess.channels}"
         )
-    set_weights(net, storage.from_safetensors(files[WEIGHTS], folder / WEIGHTS), folder / WEIGHTS)
+    tensors = storage.from_safetensors(files[WEIGHTS], folder / WEIGHTS)
+    tensors = {key: tensor.float() if tensor.dtype == torch.float16 else tensor for key, tensor in tensors.items()}
+    set_weights(net, tensors, folder / WEIGHTS)
     net.eval()
     return NetClassifier(net, preprocess, classes, ModelSpec(name=model["name"], options=model["options"])).to(device)
 

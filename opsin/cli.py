@@ -64,7 +64,9 @@ def _command(order: int, usage: str, name: str | None = None) -> Any:
 
 
 # What several commands take
-RunFolder = Annotated[Path, Parameter(help="Folder of a run, or the classifier/ folder in it.")]
+RunFolder = Annotated[
+    Path, Parameter(help="Folder of a run, the classifier/ folder in it, or a shipped classifier: cifar10-small.")
+]
 DataDir = Annotated[
     str,
     Parameter(name="--data-dir", help="Folder of a named data set that is not in the cache.", show_default=False),
@@ -276,6 +278,10 @@ def predict(
         str,
         Parameter(help="Files, folders (with all in them), quoted patterns, or - for one picture's bytes on stdin."),
     ],
+    model: Annotated[
+        str | None,
+        Parameter(help="The classifier, instead of RUN: then all that is named is pictures.", show_default=False),
+    ] = None,
     top: Annotated[int, Parameter(help="Classes to name for each picture, best first.")] = 5,
     json_: Json = False,
     csv_: Annotated[bool, Parameter(name="--csv", show_default=False, help="Comma-separated lines on stdout.")] = False,
@@ -297,6 +303,8 @@ def predict(
         raise UsageError("--json and --csv: choose one")
     if top < 1:
         raise UsageError(f"--top: expected at least 1, received {top}")
+    if model is not None:
+        run, pictures = Path(model), (str(run), *pictures)
     if not pictures:
         raise UsageError("predict: no pictures given; name files, folders, quoted patterns, or - for stdin")
     reporter = Console(quiet=quiet)

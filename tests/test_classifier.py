@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from opsin import classifier as classifiers
-from opsin import models, storage
+from opsin import models, shipped, storage
 from opsin.classifier import CONFIG, WEIGHTS, Classifier, NetClassifier
 from opsin.data.index import Index, scan
 from opsin.errors import BadInput, OpsinError, StorageError, UsageError
@@ -315,6 +315,32 @@ def test_options_and_preprocessing_come_back(tmp_path: Path) -> None:
     assert isinstance(again, NetClassifier)
     assert again.preprocess == GREY and again.spec == ModelSpec(name="lenet", options=options)
     assert not again.model.training
+
+
+def test_half_keeps_each_value_to_one_part_in_2048(tmp_path: Path) -> None:
+    classifier = net()
+    classifiers.save(classifier, tmp_path / "whole")
+    classifiers.save(classifier, tmp_path / "half", half=True)
+    sizes = [(tmp_path / name / WEIGHTS).stat().st_size for name in ("whole", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    again = classifiers.load(tmp_path / "half")
+    assert isinstance(again, NetClassifier)
+    for key, tensor in classifier.model.state_dict().items():
+        read = again.model.state_dict()[key]
+        assert read.dtype == tensor.dtype
+        rtol = 2**-11 if tensor.ndim > 1 else 0  # vectors, among them the running variances, stay as they are
+        torch.testing.assert_close(read, tensor, rtol=rtol, atol=2**-25 if rtol else 0)
+
+
+@pytest.mark.parametrize("name", shipped.SHIPPED)
+def test_shipped_classifiers_are_whole_and_small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shipped.find(name)
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 5_000_000
+    check_classifier(classifiers.load(name), tmp_path)
+    monkeypatch.chdir(tmp_path)  # a folder of that name that is there is meant, not ours
+    classifiers.save(net(), name)
+    assert classifiers.load(name).classes == net().classes
+    assert shipped.find("no-such") == Path("no-such")
 
 
 def test_loading_leaves_the_random_numbers_alone(saved: Path) -> None:

@@ -25,6 +25,7 @@ from PIL import Image
 import opsin
 from opsin import cli, show
 from opsin.console import Console, Reporter
+from opsin.data.datasets import DATASETS
 from opsin.errors import UsageError
 from opsin.recipe import from_toml
 from opsin.types import Progress
@@ -423,6 +424,23 @@ def test_predict_agrees_with_the_library(shared, opsin_) -> None:
     (expected,) = opsin.predict(opsin.load(shared / "run"), [picture])
     assert row["predictions"] == [prediction._asdict() for prediction in expected]
     assert len(expected) == 2 and sum(p.probability for p in expected) == pytest.approx(1)
+
+
+def test_the_shipped_classifier_answers_at_once(shared, tmp_path, monkeypatch, opsin_) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture = shared / "pictures" / "light" / "004.png"
+    named = opsin_("predict", "--model", "cifar10-small", picture, "--json")
+    assert named.code == 0, named.err
+    (row,) = json.loads(named.out)["predictions"]
+    assert row["key"] == str(picture)
+    assert {prediction["name"] for prediction in row["predictions"]} < set(DATASETS["cifar10"].classes)
+    assert opsin_("predict", "cifar10-small", picture, "--json").out == named.out
+    made = opsin_(
+        "features", "cifar10-small", shared / "pictures", "--at", "stage3", "-o", tmp_path / "f.npz", "--split=all"
+    )
+    assert made.code == 0, made.err
+    assert np.load(tmp_path / "f.npz")["vectors"].shape[0] == 30
+    assert "cifar10-small" in opsin_("predict", "no-such-run", picture).err
 
 
 def test_predict_as_text(shared, opsin_) -> None:

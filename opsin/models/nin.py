@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
+import torch
 from torch import nn
 
 from opsin.models.convnet import ConvNet
@@ -16,8 +18,8 @@ def nin_cifar(num_classes: int = 10, in_channels: int = 3, *, dropout: float = 0
     Three MLPconv layers; the last gives one map a class, and a map's mean is the logit. Unlike theirs, these maps pass
     no ReLU: with it all ten went dark in the first steps of a training, and a dark map is never learnt again. Sizes are
     those of the authors' published definition: they are not in the paper. Native input 32×32, any size from 4 on.
-    width: channels of the first convolution. The weights start at √(2 / fan-in), biases at 0; theirs had a standard
-    deviation of .05.
+    width: channels of the first convolution. The weights start as `_start` says; theirs had a standard deviation of
+    .05, with which the logits of all pictures start alike and stay so for hundreds of steps.
     """
     at_least(1, width=width)
     a, b = max(1, width * 5 // 6), max(1, width // 2)  # 160, 96
@@ -30,7 +32,7 @@ def nin_cifar(num_classes: int = 10, in_channels: int = 3, *, dropout: float = 0
         head=_mean(),
         least_size=4,
     )
-    initialize(net, conv="he_in", linear=None)
+    _start(net)
     return net
 
 
@@ -38,8 +40,8 @@ def nin(num_classes: int = 1000, in_channels: int = 3, *, dropout: float = 0.5, 
     """Network in Network for ImageNet: 7,595,176 parameters. Native input 224×224, any size from 39 on.
 
     Four MLPconv layers, as the authors published it with Caffe; the paper has no ImageNet network. Without ReLU after
-    the maps of the classes, as in `nin_cifar`. width: channels of
-    the first layer. The weights start at √(2 / fan-in), biases at 0; theirs had standard deviations of .01 and .05.
+    the maps of the classes, and with the same start, as `nin_cifar`; their weights started with standard deviations of
+    .01 and .05. width: channels of the first layer.
     """
     at_least(1, width=width)
     a, b, c, d = width, max(1, width * 8 // 3), width * 4, max(1, width * 32 // 3)  # 96, 256, 384, 1024
@@ -53,7 +55,7 @@ def nin(num_classes: int = 1000, in_channels: int = 3, *, dropout: float = 0.5, 
         head=_mean(),
         least_size=39,
     )
-    initialize(net, conv="he_in", linear=None)
+    _start(net)
     return net
 
 
@@ -99,3 +101,20 @@ def _average() -> nn.Module:
 def _mean() -> nn.Sequential:
     """§3.2: global average pooling, without a layer behind it."""
     return nn.Sequential(OrderedDict[str, nn.Module](pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten()))
+
+
+@torch.no_grad()
+def _start(net: ConvNet) -> None:
+    """Weights √(2 / fan-in), biases 0; and behind a ReLU the weights of a filter sum to 0 over its input channels.
+
+    Values behind a ReLU are never negative, so that what all pictures have in common grows from layer to layer beside
+    what tells them apart; without normalisation, its gradient kills the network at rates that would teach it. Weights
+    that sum to 0 take out most of it (Brock et al. 2021, "Characterizing signal propagation", §4.2 on the mean shift;
+    there all through the training, here at its start), and are larger by √(1 / (1 - 1/π)) to keep the variance.
+    """
+    initialize(net, conv="he_in", linear=None)
+    for convolution in [part for part in net.modules() if isinstance(part, nn.Conv2d)][1:]:
+        channels = convolution.in_channels
+        if channels > 1:
+            weight = convolution.weight
+            weight.sub_(weight.mean(1, keepdim=True)).mul_(((1 - 1 / math.pi) * (1 - 1 / channels)) ** -0.5)

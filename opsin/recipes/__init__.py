@@ -20,6 +20,10 @@ RECIPES: dict[str, str] = {
     "resnet44": "opsin.recipes.resnet_cifar:resnet44",
     "resnet56": "opsin.recipes.resnet_cifar:resnet56",
     "resnet110": "opsin.recipes.resnet_cifar:resnet110",
+    "nin_cifar": "opsin.recipes.ladder:nin_cifar",
+    "googlenet_cifar": "opsin.recipes.ladder:googlenet_cifar",
+    "preresnet20": "opsin.recipes.ladder:preresnet20",
+    "wrn16_2": "opsin.recipes.ladder:wrn16_2",
 }
 
 

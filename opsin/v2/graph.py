@@ -144,8 +144,8 @@ def reset() -> None:
 def topological(outputs: Iterable[Layer]) -> list[Layer]:
     """The outputs and all that they need, in the order of creation, which puts inputs first.
 
-    Two data layers of one name and type are one input: the newest of them is in the list. Any other two layers of
-    one name are a `DeclarationError`.
+    Two data layers of one name and type are one input: the newest is in the list, in the place of the oldest. Any
+    other two layers of one name are a `DeclarationError`.
     """
     found: dict[int, Layer] = {}
     pending = list(outputs)
@@ -157,16 +157,18 @@ def topological(outputs: Iterable[Layer]) -> list[Layer]:
     by_name: dict[str, Layer] = {}
     for _, layer in sorted(found.items()):
         other = by_name.get(layer.name)
-        if other is not None:
-            if not layer.kind == other.kind == "data" or layer.attrs != other.attrs or layer.size != other.size:
-                raise DeclarationError(
-                    f"Duplicated layer name: {layer.name}: a {other.kind} of size {other.size} and a {layer.kind} of "
-                    f"size {layer.size} are both in this network; declare the network again from its data layers, "
-                    "or give one of them another name"
-                )
-            del by_name[layer.name]
+        if other is not None and (layer.kind != "data" or _declared(layer) != _declared(other)):
+            raise DeclarationError(
+                f"Duplicated layer name: {layer.name}: a {other.kind} of size {other.size} and a {layer.kind} of "
+                f"size {layer.size} are both in this network; declare the network again from its data layers, "
+                "or give one of them another name"
+            )
         by_name[layer.name] = layer
     return list(by_name.values())
+
+
+def _declared(layer: Layer) -> tuple[Any, ...]:
+    return layer.kind, layer.size, layer.height, layer.width, layer.attrs
 
 
 def conf_order(layers: Sequence[Layer]) -> list[ParameterConf]:

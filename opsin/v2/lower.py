@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -374,8 +375,8 @@ class Graph(nn.Module):
 
 
 def _key(name: str) -> str:
-    """A parameter's name as an attribute of a torch module, which may not hold a dot, nor be one of a module's own."""
-    return "p:" + name.replace("%", "%25").replace(".", "%2E")
+    """A parameter's name as an attribute of a torch module: an identifier, as exporters need, and no module's own."""
+    return "p_" + re.sub("[^A-Ya-z0-9_]", lambda match: f"Z{ord(match[0]):x}Z", name)
 
 
 def _fed(layer: Layer, feed: Mapping[str, Tensor]) -> Tensor:
@@ -415,21 +416,21 @@ class GraphNet(Model):
                 raise UsageError(f"output {name!r}: expected a layer with softmax or without activation, got {layer!r}")
         if image not in graph.topology.data_layers():
             raise UsageError(f"no data layer {image!r}; {near(image, graph.topology.data_layers())}")
-        self.graph, self.image, self.outputs = graph, image, tuple(outputs)
+        self.net, self.image, self.outputs = graph, image, tuple(outputs)  # `graph` is a name of exported modules
 
     @property
     def stage_names(self) -> tuple[str, ...]:
         """The names that `features` takes: every layer that depends on nothing but the picture."""
         known = {self.image}
-        for layer in self.graph.layers.values():
+        for layer in self.net.layers.values():
             if layer.inputs and layer.kind != "maxid" and all(source.name in known for source in layer.inputs):
                 known.add(layer.name)
-        return tuple(name for name in self.graph.layers if name in known and name != self.image)
+        return tuple(name for name in self.net.layers if name in known and name != self.image)
 
     def forward(self, images: Tensor) -> Output:
         """Normalised pictures, float [B, C, H, W], to logits [B, K]."""
-        names = [n + ".logits" if self.graph.layers[n].act == "softmax" else n for n in self.outputs]
-        values = self.graph({self.image: images}, names if self.training else names[:1])
+        names = [n + ".logits" if self.net.layers[n].act == "softmax" else n for n in self.outputs]
+        values = self.net({self.image: images}, names if self.training else names[:1])
         first, *others = (values[name] for name in values)
         return Output(first, tuple(others))
 
@@ -437,4 +438,4 @@ class GraphNet(Model):
         """The output of the layer named `at`: maps [B, C, H, W] or vectors [B, D]. `UsageError` lists the layers."""
         if at not in self.stage_names:
             raise UsageError(f"no layer {at!r}; layers: {', '.join(self.stage_names)}")
-        return self.graph.run({self.image: images}, [at])[at]
+        return self.net.run({self.image: images}, [at])[at]

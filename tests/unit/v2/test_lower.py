@@ -649,16 +649,16 @@ def test_wrong_feeds_are_named() -> None:
 
 
 def test_a_shared_parameter_is_one_tensor_and_a_static_one_a_buffer() -> None:
-    shared = attr.Param(name="w.shared%", initial_std=0.1)
+    shared = attr.Param(name="Zw.shared%", initial_std=0.1)
     x = layer.fc(dense("x", 4), 4, LINEAR, param_attr=shared, bias_attr=False)
     x = layer.fc(x, 4, LINEAR, param_attr=shared, bias_attr=attr.Param(name="type", is_static=True))
     cost = layer.sum_cost(x)
     net, parameters = lowered(cost, np.random.default_rng(0))
-    assert parameters.keys() == ["w.shared%", "type"]
+    assert parameters.keys() == ["Zw.shared%", "type"]
     net({"x": torch.randn(2, 4)}, [cost.name])[cost.name].sum().backward()
     assert [isinstance(t, torch.nn.Parameter) for t in net.tensors().values()] == [True, False]
-    assert parameters.get_grad("w.shared%").any() and not parameters.get_grad("type").any()
-    assert net.read("w.shared%").shape == (4, 4) and len(list(net.parameters())) == 1
+    assert parameters.get_grad("Zw.shared%").any() and not parameters.get_grad("type").any()
+    assert net.read("Zw.shared%").shape == (4, 4) and len(list(net.parameters())) == 1
 
 
 def test_gradients_are_sums_over_the_batch() -> None:
@@ -683,7 +683,12 @@ def test_seen_as_a_network_like_any_other() -> None:
     probabilities = graph_of_it({"x": images.flatten(1)}, [out.name])[out.name]
     assert aux == () and torch.allclose(logits.softmax(1), probabilities)
     assert net.stage_names == (x.name, "__pool_0__", out.name)
+    exported = torch.export.export(net.eval(), (images,)).module()
+    assert torch.equal(exported(images).logits, net(images).logits)
     assert net.features(images, x.name).shape == (2, 4, 4, 4) and net.features(images, out.name).shape == (2, 5)
+    head = layer.fc(x, 5, activation.Softmax())
+    heads = GraphNet(lowered([out, head], np.random.default_rng(0))[0], "x", [out.name, head.name])  # type: ignore[arg-type]
+    assert [len(heads.train(training)(images).aux) for training in (True, False)] == [1, 0]
     with pytest.raises(UsageError, match="no layer 'x'"):
         net.features(images, "x")
     with pytest.raises(UsageError, match="expected a layer with softmax"):

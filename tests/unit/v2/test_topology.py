@@ -112,8 +112,9 @@ def test_a_notebooks_cell_can_be_run_again() -> None:
 
 
 def test_one_data_layer_declared_twice_alike_is_one_input() -> None:
-    one, other = dense("x", 4), dense("x", 4)
-    both = layer.addto([layer.slope_intercept(one, slope=2.0), other])
+    twice = layer.slope_intercept(dense("x", 4), slope=2.0)
+    other = dense("x", 4)
+    both = layer.addto([twice, other])
     topology = Topology(both)
     assert list(topology.data_layers()) == ["x"] and topology.get_layer("x") is other
     x = torch.ones(1, 4)
