@@ -92,11 +92,14 @@ def test_gradients_are_sums_and_costs_means_also_in_the_last_short_batch() -> No
     rule = paddle.optimizer.Momentum(
         momentum=0.9,
         learning_rate=0.1 / 4,
+        learning_rate_schedule="discexp",
+        learning_rate_decay_a=0.5,
+        learning_rate_decay_b=8,
         regularization=paddle.optimizer.L2Regularization(rate=0.02 * 4),
         batch_size=4,
     )
     events = train(paddle.trainer.SGD(cost, parameters, rule), batches(samples()), 2)
-    costs, velocity = [], [np.zeros_like(w), np.zeros_like(b)]
+    costs, velocity, seen = [], [np.zeros_like(w), np.zeros_like(b)], 0
     for _ in range(2):
         for rows in batches(samples())():
             x, y = np.stack([row[0] for row in rows]).astype(float), np.array([row[1] for row in rows])
@@ -106,8 +109,9 @@ def test_gradients_are_sums_and_costs_means_also_in_the_last_short_batch() -> No
             costs.append(-np.log(p[np.arange(len(y)), y]).mean())
             p[np.arange(len(y)), y] -= 1
             gradients = (x.T @ p, p.sum(0, keepdims=True))
+            seen += len(rows)  # the second batch is the first at half the rate: it counts itself
             for i, (v, weights, g) in enumerate(zip(velocity, (w, b), gradients, strict=True)):
-                velocity[i] = 0.9 * v - 0.025 * (g + 0.08 * weights)
+                velocity[i] = 0.9 * v - 0.025 * 0.5 ** (seen // 8) * (g + 0.08 * weights)
             w, b = w + velocity[0], b + velocity[1]
     assert [event.cost for event in of(events, paddle.event.EndIteration)] == pytest.approx(costs, rel=1e-5)
     for name, expected in zip(parameters.names(), (w, b), strict=True):
