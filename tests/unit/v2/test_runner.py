@@ -17,6 +17,7 @@ import opsin.v2
 from opsin.errors import BadInput, UsageError
 from opsin.v2 import __main__ as runner
 from opsin.v2 import aliases, graph
+from tests.conftest import write_pictures
 
 ROOT = Path(__file__).parents[3]
 
@@ -137,6 +138,85 @@ def test_an_unmodified_program(tmp_path: Path) -> None:
     assert "commandline:  --use_gpu=False --trainer_count=1" in done.stderr and "output for __conv_0__" in done.stderr
     assert everything(folder) == before, "nothing on disk is touched"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["book", "params.tar", "topology.bin"]
+
+
+OWN_READER = """# coding=utf-8
+from multiprocessing import cpu_count
+import paddle.v2 as paddle
+
+class MyReader:
+    def __init__(self, size):
+        self.size = size
+
+    def mapper(self, sample):
+        path, label = sample
+        im = paddle.image.load_image(path, is_color=False)
+        im = paddle.image.simple_transform(im, self.size * 9 / 8, self.size, False, is_color=False)
+        return im.flatten().astype('float32') / 255, label
+
+    def reader(self, listing):
+        def lines():
+            with open(listing, 'r') as f:
+                for line in f:
+                    path, label = line.strip().split('\\t')
+                    yield path, int(label)
+        return paddle.reader.xmap_readers(self.mapper, lines, cpu_count(), 16)
+"""
+OWN_TRAIN = """# coding=utf-8
+import paddle.v2 as paddle
+from both import MyReader
+
+def network(size):
+    image = paddle.layer.data(name='image', type=paddle.data_type.dense_vector(size * size))
+    conv = paddle.networks.simple_img_conv_pool(input=image, filter_size=3, num_filters=4, num_channel=1,
+        pool_size=2, pool_stride=2, act=paddle.activation.Relu())
+    return paddle.layer.fc(input=conv, size=2, act=paddle.activation.Softmax())
+
+if __name__ == '__main__':
+    paddle.init(use_gpu=False, trainer_count=2)
+    label = paddle.layer.data(name='label', type=paddle.data_type.integer_value(2))  # before the picture
+    cost = paddle.layer.classification_cost(input=network(16), label=label)
+    parameters = paddle.parameters.create(layers=cost)
+    optimizer = paddle.optimizer.Momentum(learning_rate=0.1 / 8, momentum=0.9)
+    trainer = paddle.trainer.SGD(cost=cost, parameters=parameters, update_equation=optimizer)
+    reader = MyReader(16).reader('train.list')
+    reader = paddle.batch(reader=paddle.reader.shuffle(reader=reader, buf_size=100), batch_size=8)
+    def handler(event):
+        if isinstance(event, paddle.event.EndPass):
+            with open('model_%d.tar' % (event.pass_id / 2), 'w') as f:
+                trainer.save_parameter_to_tar(f)
+            print '测试', trainer.test(reader=reader, feeding={'image': 0, 'label': 1}).metrics
+    trainer.train(reader=reader, num_passes=6, event_handler=handler, feeding={'image': 0, 'label': 1})
+"""
+OWN_INFER = """# coding=utf-8
+import numpy as np
+import paddle.v2 as paddle
+from both import MyReader
+from nets import network
+
+out = network(16)
+with open('model_2.tar', 'r') as f:
+    parameters = paddle.parameters.Parameters.from_tar(f)
+samples = list(MyReader(16).reader('train.list')())
+probs = paddle.infer(output_layer=out, parameters=parameters, input=[(im,) for im, label in samples])
+lab = np.argsort(-probs)
+print '可信度 %d/%d' % (sum(lab[i][0] == samples[i][1] for i in range(len(samples))), len(samples))
+"""
+
+
+def test_programs_with_pictures_of_their_own(tmp_path: Path, call: Any) -> None:
+    """As in the LearnPaddle course: grey pictures from a list, threads, text-mode files; another program infers."""
+    write_pictures(tmp_path / "data", 12, side=20)
+    paths = sorted((tmp_path / "data").rglob("*.png"))
+    lines = [f"{path.relative_to(tmp_path)}\t{int(path.parent.name == 'light')}\n" for path in paths]
+    (tmp_path / "train.list").write_text("".join(lines))
+    write(tmp_path, both=OWN_READER, nets=OWN_TRAIN, train=OWN_TRAIN, infer=OWN_INFER)
+    code, out, err = call("train.py")
+    assert code == 0, err
+    lines = out.splitlines()
+    assert len(lines) == 6 and lines[-1] == "测试 {'classification_error_evaluator': 0.0}"
+    code, out, err = call("infer.py")
+    assert (code, out) == (0, "可信度 24/24\n"), err
 
 
 def test_a_python_3_program_runs_unharmed(tmp_path: Path, call: Any) -> None:
