@@ -26,18 +26,18 @@ class Ploter:
         """Draw all points so far into the file `path`, or without one into the notebook or window that there is."""
         if self._silent:
             return
+        if path is not None:  # needs no display, and touches none of matplotlib's global state
+            from matplotlib.figure import Figure
+
+            figure = Figure()
+            self._draw(figure)
+            figure.savefig(path)
+            return
         from matplotlib import pyplot
 
         figure = pyplot.figure("opsin.v2.plot", clear=True)
-        axes = figure.add_subplot()
-        for title, (steps, values) in self._curves.items():
-            if steps:
-                axes.plot(steps, values, label=title)
-        if axes.lines:
-            axes.legend(loc="upper left")
-        if path is not None:
-            figure.savefig(path)
-        elif "IPython" in sys.modules:
+        self._draw(figure)
+        if "IPython" in sys.modules:
             from IPython import display  # pyright: ignore[reportMissingImports]
 
             display.clear_output(wait=True)
@@ -46,6 +46,14 @@ class Ploter:
             pyplot.pause(0.001)  # shows the window, and goes on
             return
         pyplot.close(figure)
+
+    def _draw(self, figure: Any) -> None:
+        axes = figure.add_subplot()
+        for title, (steps, values) in self._curves.items():
+            if steps:
+                axes.plot(steps, values, label=title)
+        if axes.lines:
+            axes.legend(loc="upper left")
 
     def reset(self) -> None:
         """Forget all points."""
