@@ -18,7 +18,18 @@ from cyclopts import App, CycloptsError, Parameter
 from opsin import __version__, chosen
 from opsin.console import Console, percent, printable
 from opsin.errors import BadInput, DataError, GateNotMet, OpsinError, UsageError, near
-from opsin.show import PredictionWriter, in_words, one_line, plain, print_json, print_report, print_table
+from opsin.show import (
+    PredictionWriter,
+    in_words,
+    one_line,
+    plain,
+    print_figure,
+    print_json,
+    print_model,
+    print_models,
+    print_report,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -381,8 +392,7 @@ def features(
     from opsin import classifier as classifiers
     from opsin import storage
 
-    if out.suffix != ".npz":
-        raise UsageError(f"--out: expected a name that ends in .npz, received {out}")
+    _check_ending("--out", out, ".npz")
     reporter = Console(quiet=quiet)
     try:
         classifier = classifiers.load(run, _device(device))
@@ -504,54 +514,61 @@ def _class_names(given: str | None, count: int, model: str, reporter: Console) -
 
 @_command(7, "models [NAME]")
 def models(
-    name: Annotated[str | None, Parameter(help="Show this one: its options, stages and shapes.")] = None,
+    name: Annotated[
+        str | None,
+        Parameter(help="Show this one: options, stages, shapes. Also inception-module and residual-block."),
+    ] = None,
     /,
     *,
+    draw: Annotated[Path | None, Parameter(help="File .svg to write: a drawing of NAME from its stages.")] = None,
+    history: Annotated[
+        Path | None, Parameter(help="File .svg to write: the ImageNet challenge's error, year by year.")
+    ] = None,
     json_: Json = False,
 ) -> None:
-    """List the networks, or show one."""
-    from opsin.models import MODELS
+    """List the networks, show one, or draw it."""
+    from opsin.models import FIGURES, MODELS, entry
 
-    if name is not None:
-        _show_model(name, json_)
-    elif json_:
-        print_json({name: plain(entry) for name, entry in MODELS.items()})
+    if history is not None and (name is not None or draw is not None):
+        raise UsageError("--history draws no network; leave out NAME and --draw")
+    if draw is not None and name is None:
+        raise UsageError("--draw: of which network? Expected opsin models NAME --draw FILE.svg")
+    if name is not None and name not in FIGURES:
+        entry(name, also=FIGURES)
+    if history is not None or draw is not None:
+        _draw(name, draw, history, json_)
+    elif name is None and json_:
+        print_json({key: plain(value) for key, value in MODELS.items()})
+    elif name is None:
+        print_models()
     else:
-        rows = [
-            (name, entry.year, f"{entry.params:,}", entry.native_size, entry.least_size, entry.paper)
-            for name, entry in MODELS.items()
-        ]
-        print_table(("name", "year", "parameters", "size", "least", "paper"), rows, right=(1, 2, 3, 4))
+        (print_figure if name in FIGURES else print_model)(name, json_)
 
 
-def _show_model(name: str, as_json: bool) -> None:
-    import torch
+def _draw(name: str | None, drawing: Path | None, history: Path | None, as_json: bool) -> None:
+    from opsin import draw, storage
+    from opsin.models import FIGURES
 
-    from opsin import models as networks
+    if history is not None:
+        _check_ending("--history", history, ".svg")
+        out, svg = history, draw.history(draw.results())
+    else:
+        assert drawing is not None and name is not None
+        _check_ending("--draw", drawing, ".svg")
+        from opsin.models import outline
 
-    entry = networks.entry(name)
-    with torch.device("meta"):  # shapes without arithmetic
-        net = networks.build(name, entry.classes, entry.channels).eval()
-        images = torch.empty(1, entry.channels, entry.native_size, entry.native_size)
-        stages = []
-        for stage, module in net.get_submodule("stages").named_children():
-            shape = list(net.features(images, stage).shape[1:])
-            stages.append({"name": stage, "shape": shape, "parameters": sum(p.numel() for p in module.parameters())})
-        head = sum(p.numel() for p in net.get_submodule("head").parameters())
-        stages.append({"name": "head", "shape": list(net(images).logits.shape[1:]), "parameters": head})
-    options = networks.options(name)
+        out = drawing
+        svg = draw.panels(*FIGURES[name], outline.figure(name)) if name in FIGURES else draw.network(outline.of(name))
+    storage.write_file(out, svg)
     if as_json:
-        print_json({"name": name, **plain(entry), "options": options, "stages": stages})
-        return
-    print(f"{name}: {entry.summary} ({entry.paper})")
-    side = f"{entry.native_size}×{entry.native_size}"
-    print(f"{entry.params:,} parameters, {entry.million_macs:,} million multiply-adds for {side}×{entry.channels}")
-    print(f"least size {entry.least_size}×{entry.least_size}")
-    if options:
-        print("options: " + ", ".join(f"{key}={value!r}" for key, value in options.items()))
-    print()
-    rows = [(s["name"], " × ".join(map(str, s["shape"])), f"{s['parameters']:,}") for s in stages]
-    print_table(("stage", "output", "parameters"), rows, right=(2,))
+        print_json({"file": str(out)})
+    else:
+        print(f"drawing     {one_line(str(out))}")
+
+
+def _check_ending(flag: str, out: Path, ending: str) -> None:
+    if out.suffix != ending:
+        raise UsageError(f"{flag}: expected a name that ends in {ending}, received {out}")
 
 
 @data_app.command(name="list", usage="Usage: opsin data list [OPTIONS]")

@@ -14,6 +14,7 @@ from opsin.console import percent, printable
 
 if TYPE_CHECKING:
     from opsin.classifier import Prediction
+    from opsin.models.outline import Part
 
 
 def print_json(value: Any) -> None:
@@ -47,10 +48,14 @@ def print_report(report: Mapping[str, Any]) -> None:
 
 
 def print_table(
-    header: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = (), fold: bool = False
+    header: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    right: Sequence[int] = (),
+    fold: bool = False,
+    spare: Sequence[str] = (),
 ) -> None:
     """Fitted to a terminal, and plain aligned columns elsewhere. fold: no cell is cut; it takes as many lines as it
-    needs, or makes its line longer."""
+    needs, or makes its line longer. spare: columns that a narrow terminal does without, the first ones first."""
     cells = [[one_line(in_words(cell) if not isinstance(cell, int) else str(cell)) for cell in row] for row in rows]
     if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
         from rich import box
@@ -58,8 +63,16 @@ def print_table(
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        terminal, kept = Terminal(), list(range(len(header)))
+        widths = [max(len(row[i]) for row in [list(header), *cells]) for i in kept]
+        widths[-1] = min(widths[-1], 24)  # it takes several lines where it must
+        for name in spare:
+            if sum(widths[i] + 2 for i in kept) > terminal.width:
+                kept.remove(list(header).index(name))
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for i, name in enumerate(header):
+            if i not in kept:
+                continue
             table.add_column(
                 name,
                 justify="right" if i in right else "left",
@@ -67,8 +80,10 @@ def print_table(
                 overflow="fold" if fold else "ellipsis",
             )
         for row in cells:
-            table.add_row(*map(Text, row))
-        Terminal().print(table)
+            table.add_row(*(Text(row[i]) for i in kept))
+        terminal.print(table)
+        if len(kept) < len(header):
+            print(f"for want of width without: {', '.join(h for i, h in enumerate(header) if i not in kept)}")
         return
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
     widths = [min(width, 60) for width in widths] if fold else widths  # one name of 255 letters moves its own line only
@@ -82,6 +97,89 @@ def print_table(
 def one_line(text: str) -> str:
     """One line, whatever the name of a file holds."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Networks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def print_models() -> None:
+    """The table of networks, without torch."""
+    from opsin.models import MODELS
+
+    header = ("name", "year", "parameters", "mult–adds", "size", "least", "error in %", "paper")
+    rows = [
+        (
+            name,
+            entry.year,
+            f"{entry.params:,}",
+            f"{entry.million_macs:,.{0 if entry.million_macs >= 100 else 1}f} M",
+            entry.native_size,
+            entry.least_size,
+            f"{entry.error.per_cent} {entry.error.of.removeprefix('ImageNet ')}" if entry.error else "",
+            entry.paper,
+        )
+        for name, entry in MODELS.items()
+    ]
+    print_table(header, rows, right=(1, 2, 3, 4, 5), spare=("paper", "year", "least", "mult–adds", "size"))
+
+
+def print_model(name: str, as_json: bool) -> None:
+    """One network: what is known of it, its options, its stages with their heads."""
+    from opsin import models
+    from opsin.models import outline
+
+    entry = models.entry(name)
+    net, options = outline.of(name), models.options(name)
+    stages = [_counts(stage.name, stage.part) for stage in net.stages] + [_counts("head", net.head)]
+    heads = [_counts(stage.name, stage.aux) for stage in net.stages if stage.aux is not None]
+    if as_json:
+        print_json({"name": name, **plain(entry), "options": options, "stages": stages, "auxiliary": heads})
+        return
+    print(f"{name}: {entry.summary} ({entry.paper})")
+    side = f"{entry.native_size}×{entry.native_size}"
+    print(f"{entry.params:,} parameters, {entry.million_macs:,} million multiply–adds for {side}×{entry.channels}")
+    print(f"least size {entry.least_size}×{entry.least_size}")
+    if (error := entry.error) is not None:
+        print(f"published error {error.per_cent} %: {error.of}, {error.how} ({error.source})")
+    if options:
+        print("options: " + ", ".join(f"{key}={value!r}" for key, value in options.items()))
+    print()
+    _print_counts("stage", [*stages, *({**head, "name": f"auxiliary head on {head['name']}"} for head in heads)])
+
+
+def print_figure(name: str, as_json: bool) -> None:
+    """Modules that are compared, such as the two residual blocks."""
+    from opsin import models
+    from opsin.models import outline
+
+    title, source = models.FIGURES[name]
+    rows = [{**_counts(panel.caption, panel.part), "input": list(panel.shape)} for panel in outline.figure(name)]
+    if as_json:
+        print_json({"name": name, "title": title, "source": source, "modules": rows})
+        return
+    print(f"{name}: {title} ({source})\n")
+    _print_counts("module", rows)
+
+
+def _counts(name: str, part: Part) -> dict[str, Any]:
+    return {"name": name, "shape": list(part.shape), "parameters": part.params, "multiply_adds": part.macs}
+
+
+def _print_counts(what: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    given = ("input",) if "input" in rows[0] else ()
+    header = (what, *given, "output", "parameters", "multiply–adds")
+    cells = []
+    for row in rows:
+        shapes = (" × ".join(map(str, row[key])) for key in (*given, "shape"))
+        cells.append((row["name"], *shapes, f"{row['parameters']:,}", f"{row['multiply_adds']:,}"))
+    print_table(header, cells, right=(len(header) - 2, len(header) - 1))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Predictions
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 class PredictionWriter:

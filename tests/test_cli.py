@@ -599,7 +599,94 @@ def test_a_model(opsin_) -> None:
     assert code == 0 and "15,254,602" in out and "512 × 1 × 1" in out
     answer = json.loads(opsin_("models", "resnet26", "--json").out)
     assert sum(stage["parameters"] for stage in answer["stages"]) == answer["params"]
-    assert answer["stages"][-1] == {"name": "head", "shape": [10], "parameters": 650}
+    assert answer["stages"][-1] == {"name": "head", "shape": [10], "parameters": 650, "multiply_adds": 640}
+    assert round(sum(stage["multiply_adds"] for stage in answer["stages"]) / 1e6, 1) == answer["million_macs"]
+
+
+def test_a_model_with_auxiliary_heads(opsin_) -> None:
+    code, out, _ = opsin_("models", "googlenet_cifar")
+    assert code == 0 and re.search(r"^auxiliary head on 4d +10 +546,954 +799,744$", out, re.MULTILINE)
+    answer = json.loads(opsin_("models", "googlenet_cifar", "--json").out)
+    assert [head["name"] for head in answer["auxiliary"]] == ["4a", "4d"]
+    both = [*answer["stages"], *answer["auxiliary"]]
+    assert sum(part["parameters"] for part in both) == answer["params"] and answer["error"] is None
+
+
+def test_published_errors(opsin_) -> None:
+    assert "published error 6.97 %: CIFAR-10, test" in opsin_("models", "resnet56").out
+    assert "published" not in opsin_("models", "resnet26").out
+    told = json.loads(opsin_("models", "--json").out)["resnet50"]["error"]
+    assert told["per_cent"] == 6.71 and told["of"] == "ImageNet top-5" and "table 3" in told["source"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("columns", "left_out"), [(200, ""), (80, "paper"), (50, "year, mult–adds, size, least, paper")]
+)
+def test_models_on_a_terminal(columns, left_out, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    assert cli.call(["models"]) == 0
+    *lines, last = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue()).splitlines()
+    assert max(map(len, lines)) <= columns and "…" not in terminal.getvalue()
+    shown = "\n".join(lines)
+    assert all(re.search(rf"^ {name} ", shown, re.MULTILINE) for name in opsin.MODELS)
+    assert ("for want of width" in last) == bool(left_out) and last.endswith(left_out)
+
+
+def test_modules_that_are_compared(opsin_) -> None:
+    code, out, _ = opsin_("models", "inception-module")
+    assert code == 0 and "416 × 28 × 28" in out and "256 × 28 × 28" in out
+    answer = json.loads(opsin_("models", "residual-block", "--json").out)
+    assert [block["input"] for block in answer["modules"]] == [[64, 56, 56], [256, 56, 56]]
+    assert [block["shape"] for block in answer["modules"]] == [[64, 56, 56], [256, 56, 56]]
+
+
+def test_drawings(tmp_path, opsin_) -> None:
+    out = tmp_path / "new" / "lenet.svg"
+    assert opsin_("models", "lenet", "--draw", out) == (0, f"drawing     {out}\n", "")
+    first = out.read_bytes()
+    out.write_text("an older one")
+    assert json.loads(opsin_("models", "lenet", "--draw", out, "--json").out) == {"file": str(out)}
+    assert out.read_bytes() == first and first.startswith(b"<svg ") and os.listdir(out.parent) == ["lenet.svg"]
+    assert opsin_("models", "residual-block", "--draw", out).code == 0 and b"bottleneck" in out.read_bytes()
+    assert opsin_("models", "--history", out).code == 0 and b"Trimps-Soushen" in out.read_bytes()
+
+
+def test_a_drawing_with_a_hostile_name(tmp_path, opsin_) -> None:
+    out = tmp_path / "\x1b[2J<b>&\n.svg"
+    code, said, _ = opsin_("models", "lenet", "--draw", out)
+    assert code == 0 and "\\x1b[2J<b>&\\n.svg" in said and "\x1b" not in said and said.count("\n") == 1
+    assert b"<b>" not in out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        (("--draw", "x.svg"), "NAME --draw"),
+        (("lenet", "--draw", "x.png"), "ends in .svg"),
+        (("--history", "x"), "ends in .svg"),
+        (("lenet", "--history", "x.svg"), "leave out NAME"),
+        (("residual-blok", "--draw", "x.svg"), "residual-block"),
+        (("lenet6", "--draw", "x.svg"), "lenet5"),
+    ],
+)
+def test_drawings_refused(arguments, near, tmp_path, monkeypatch, opsin_) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = opsin_("models", *arguments)
+    assert (code, out) == (2, "") and near in err and os.listdir() == []
+
+
+def test_a_drawing_where_a_folder_is(tmp_path, opsin_) -> None:
+    (tmp_path / "x.svg").mkdir()
+    code, _, err = opsin_("models", "lenet", "--draw", tmp_path / "x.svg")
+    assert code == 1 and "x.svg" in err and os.listdir(tmp_path) == ["x.svg"]
 
 
 def test_data(opsin_) -> None:
@@ -616,11 +703,6 @@ def test_data(opsin_) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # What a person sees
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
 
 
 class Clock:
@@ -764,7 +846,7 @@ def test_wheel_and_sdist_build_and_install(tmp_path) -> None:
 
     names = contents(wheel)
     assert contents(next((tmp_path / "again").glob("*.whl"))) == names
-    files = [p for p in (ROOT / "opsin").rglob("*") if p.is_file() and p.suffix in (".py", ".jinja", ".typed")]
+    files = [p for p in (ROOT / "opsin").rglob("*") if p.is_file() and p.suffix in (".py", ".jinja", ".typed", ".csv")]
     expected = {str(p.relative_to(ROOT)) for p in [*files, ROOT / "opsin" / "py.typed"]}
     assert expected <= names and any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith("tests")]
@@ -782,6 +864,8 @@ def test_wheel_and_sdist_build_and_install(tmp_path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    use("-m", "opsin", "models", "--history", "history.svg")
+    assert "5.1" in (tmp_path / "history.svg").read_text(encoding="utf-8")
     assert str(tmp_path / "site") in use("-c", "import opsin; print(opsin.__file__)")
     assert use(str(tmp_path / "site" / "bin" / "opsin"), "--version").strip() == opsin.__version__
     use("-m", "opsin", "train", "pictures", *FAST, "--out", "run")

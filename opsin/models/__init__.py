@@ -6,7 +6,7 @@ import importlib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from opsin.types import Model
 
 
+@dataclass(frozen=True)
+class Published:
+    """An error that somebody published for a network, in per cent. of: data and measure. how: views, runs, part."""
+
+    per_cent: float
+    of: str
+    how: str
+    source: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One network. The counts hold at its native size, channels and classes.
@@ -24,7 +34,7 @@ class Entry:
     builder: "module:function". options: keyword arguments of the builder that belong to the name.
     params: values in parameters, frozen ones included. million_macs: multiply–adds of convolutions and
     fully-connected layers for one picture, in millions. native_size: side in pixels that it was designed for.
-    least_size: smallest side that it takes.
+    least_size: smallest side that it takes. error: None where nobody published one; see `PUBLISHED`.
     """
 
     builder: str
@@ -38,6 +48,7 @@ class Entry:
     classes: int = 10
     channels: int = 3
     options: Mapping[str, Any] = field(default_factory=dict)
+    error: Published | None = None
 
 
 _VGG = "Simonyan and Zisserman 2014, table 1"
@@ -342,11 +353,95 @@ DECLARED = Entry(
 )
 
 
-def entry(name: str) -> Entry:
+def _errors(of: str, how: str, source: str, **per_cent: float) -> dict[str, Published]:
+    return {name: Published(value, of, how, source) for name, value in per_cent.items()}
+
+
+_TOP5 = "ImageNet top-5"
+_TORCHVISION = "torchvision's documentation of its published weights"
+
+# What others reached with these networks and published; where a paper has several figures, how says which it is.
+PUBLISHED: dict[str, Published] = {
+    **_errors("MNIST", "test, without distortions in training", "LeCun et al. 1998, figure 9", lenet5=0.95),
+    **_errors("MNIST", "test, at the best validation", "deeplearning.net tutorial, its output", lenet=0.92),
+    **_errors("CIFAR-10", "test, mirrored and shifted views, mean of runs", "airbench94, its table", smallnet=5.99),
+    **_errors("CIFAR-10", "test, last pass", _CHAPTER, vgg16_cifar=8.54),
+    **_errors("CIFAR-10", "test, with augmentation", "Lin et al. 2013, table 1", nin_cifar=8.81),
+    **_errors("ImageNet top-1", "validation, one view", "the authors' Caffe model card", nin=40.64),
+    **_errors(_TOP5, "validation, one network, ten views", "Krizhevsky et al. 2012, table 2", alexnet=18.2),
+    **_errors(_TOP5, "validation, one scale, dense", "Simonyan and Zisserman 2014, table 3", vgg11=10.4, vgg13=9.9),
+    **_errors(_TOP5, "validation, one scale, dense", "Simonyan and Zisserman 2014, table 3", vgg16=8.1, vgg19=8.0),
+    **_errors(_TOP5, "validation, one view", _TORCHVISION, alexnet_owt=20.91, googlenet_bn=10.47, resnet18=10.92),
+    **_errors(_TOP5, "validation, one view", _TORCHVISION, vgg11_bn=10.19, vgg13_bn=9.63, vgg16_bn=8.5, vgg19_bn=8.15),
+    **_errors(_TOP5, "validation, one network, one view", "Szegedy et al. 2014, table 3", googlenet=10.07),
+    **_errors(_TOP5, "validation, one network, one view", "Ioffe and Szegedy 2015, figure 4", inception_v2=7.82),
+    **_errors(_TOP5, "validation, one network, one view", "Szegedy et al. 2015, table 3", inception_v3=5.6),
+    **_errors(
+        _TOP5,
+        "validation without its blacklist, one network, one view",
+        "Szegedy et al. 2016, table 2",
+        inception_v4=5.0,
+        inception_resnet_v1=5.5,
+        inception_resnet_v2=4.9,
+    ),
+    **_errors(
+        _TOP5,
+        "validation, ten views",
+        "He et al. 2015, table 3",
+        resnet34=7.46,  # of its three, B is this one
+        resnet50=6.71,
+        resnet101=6.05,
+        resnet152=5.71,
+    ),
+    **_errors(
+        "CIFAR-10",
+        "test; 110: best of 5 runs",
+        "He et al. 2015, table 6",
+        resnet20=8.75,
+        resnet32=7.51,
+        resnet44=7.17,
+        resnet56=6.97,
+        resnet110=6.43,
+        resnet1202=7.93,
+    ),
+    **_errors(
+        "CIFAR-10",
+        "test",
+        "He et al. 2016, table 3",
+        preresnet110=6.37,
+        preresnet164=5.46,
+        preresnet1001=4.92,
+    ),
+    **_errors(
+        "CIFAR-10",
+        "test, ZCA-whitened pictures",
+        "Zagoruyko and Komodakis 2016, table 4",
+        wrn40_1=6.85,
+        wrn40_2=5.33,
+    ),
+    **_errors(
+        "CIFAR-10",
+        "test, median of 5 runs",
+        "Zagoruyko and Komodakis 2016, table 5",
+        wrn40_4=4.53,
+        wrn16_8=4.27,
+        wrn28_10=4.0,
+    ),
+}
+
+# Parts of networks that `opsin models` shows and draws alone: what, and where from.
+FIGURES: dict[str, tuple[str, str]] = {
+    "inception-module": ("The Inception module, naïve and reduced", f"{_GOOGLENET}, figure 2, channels of module 3a"),
+    "residual-block": ("The two residual blocks", f"{_RESNET}, figure 5, with batch normalisation"),
+}
+MODELS |= {name: replace(MODELS[name], error=error) for name, error in PUBLISHED.items()}
+
+
+def entry(name: str, also: Iterable[str] = ()) -> Entry:
     """The table's line of that name, or of a CIFAR ResNet of any depth: "resnet26", "preresnet32", "wrn22_8".
 
-    "declared" is a saved network of `opsin.v2`. `UsageError` for any other name, with the near ones. resnet18, 34, 50,
-    101 and 152 are the ImageNet networks.
+    "declared" is a saved network of `opsin.v2`. `UsageError` for any other name, with the near ones, also those of
+    `also`. resnet18, 34, 50, 101 and 152 are the ImageNet networks.
     """
     if name in MODELS:
         return MODELS[name]
@@ -363,7 +458,7 @@ def entry(name: str) -> Entry:
 
         wide_blocks_per_stage(int(match[1]))
         return _wide_resnet(int(match[1]), int(match[2]))
-    raise UsageError(f"no network {name!r}; {near(name, MODELS)}")
+    raise UsageError(f"no network {name!r}; {near(name, [*MODELS, *also])}")
 
 
 def builder(name: str) -> Callable[..., Model]:
