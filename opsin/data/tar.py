@@ -103,6 +103,17 @@ def scan_parts(path: Path | str, *, on_bad_image: str = "error") -> Parts:
     return join_parts(archive.name, names, parts, part)
 
 
+def files(path: Path | str | os.PathLike[str]) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of each regular file of an archive, in its order, whatever folders it is in; "./" left out."""
+    archive = _Archive(os.fspath(path))
+    for member in _members(archive):
+        if member.isreg() and not member.issparse():
+            name = member.name.removeprefix("./")
+            if member.size > indices.MAX_FILE_BYTES:
+                raise BadInput(f"{archive.name}/{printable(name)}", _problem(member, []))
+            yield name, archive.read(member.offset_data, member.size)
+
+
 @dataclass(frozen=True, eq=False)
 class TarSource:
     """Pictures in a tar. names: for messages. places: int64 [N, 2], offset and size in bytes of each."""

@@ -40,7 +40,7 @@ MODULES = (
     *("activation", "attr", "data_feeder", "data_type", "dataset", "evaluator", "event", "image", "inference", "layer"),
     *("minibatch", "networks", "optimizer", "parameters", "plot", "pooling", "reader", "topology", "trainer"),
 )
-FUNCTIONS = {"infer": "inference", "batch": "minibatch", "to_classifier": "classify"}
+FUNCTIONS = {"infer": "inference", "batch": "minibatch", "to_classifier": "classify", "install": "aliases"}
 
 
 def init(**options: Any) -> None:
