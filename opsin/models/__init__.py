@@ -34,8 +34,8 @@ class Entry:
     builder: "module:function". options: keyword arguments of the builder that belong to the name.
     params: values in parameters, frozen ones included. million_macs: multiply–adds of convolutions and
     fully-connected layers for one picture, in millions. native_size: side in pixels that it was designed for.
-    least_size: smallest side that it takes. aux_weights: of the losses of its auxiliary heads, deepest last. error: None
-    where nobody published one; see `PUBLISHED`.
+    least_size: smallest side that it takes. aux_weights: of the losses of its auxiliary heads, deepest last.
+    error: None where nobody published one; see `PUBLISHED`.
     """
 
     builder: str
