@@ -625,7 +625,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(
-    ("columns", "left_out"), [(200, ""), (80, "paper"), (50, "year, mult–adds, size, least, paper")]
+    ("columns", "left_out"), [(200, ""), (80, "paper"), (58, "year, mult–adds, size, least, paper")]
 )
 def test_models_on_a_terminal(columns, left_out, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
