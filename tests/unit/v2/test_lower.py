@@ -626,6 +626,12 @@ def test_only_what_is_wanted_is_computed_and_fed() -> None:
             net(feed, [wrong])
 
 
+def test_a_layer_leaves_its_inputs_as_they_are() -> None:
+    out = layer.addto(dense("x", 3), activation.Relu())
+    x = torch.tensor([[-1.0, 0.0, 2.0]])
+    assert Graph(out)({"x": x}, [out.name])[out.name].tolist() == [[0, 0, 2]] and x.tolist() == [[-1, 0, 2]]
+
+
 def test_pictures_of_another_size_go_through_layers_that_do_not_mind() -> None:
     x, _, cost = small_net()
     net, _ = lowered(cost, np.random.default_rng(0))
