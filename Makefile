@@ -28,6 +28,7 @@ check: .venv/.installed-dev
 
 bench: .venv/.installed-dev
 	.venv/bin/python benchmarks/bench_train.py
+	.venv/bin/python benchmarks/bench_v2.py
 
 clean:
 	rm -rf .venv .pytest_cache .hypothesis .ruff_cache build dist

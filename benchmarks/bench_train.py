@@ -43,7 +43,7 @@ def setting(recipe: Recipe) -> tuple[MemoryLoader, TrainState, Augmenter]:
     model = models.build(recipe.model.name, 10)
     if recipe.model.name == "smallnet":
         smallnet.whiten(model, recipe.preprocess.normalize(images[:1000]))
-    last = device.channels_last(recipe, torch.device("cpu"))
+    last = device.channels_last(recipe, torch.device("cpu"), model)
     model.to(memory_format=torch.channels_last if last else torch.contiguous_format)
     augmenter = Augmenter(recipe.augment, recipe.preprocess, 10, total_steps=10**9, channels_last=last)
     return loader, TrainState(model, optim.build(model, recipe.optimizer)), augmenter

@@ -1,7 +1,12 @@
 """What a person uses: pictures in, class probabilities out. Also how a classifier is saved, loaded and asked.
 
-`classifier/` holds `classifier.json` (kind, network, classes, preprocessing; the keys that timm and the Hugging Face
-hub read lie beside ours), `weights.safetensors` and a manifest of hashes. No optimiser, no recipe, no pickle.
+`classifier/` holds `classifier.json` (kind, network, classes, preprocessing), `weights.safetensors`, `config.json` and
+a manifest of hashes. No optimiser, no recipe, no pickle.
+
+`config.json` is for others; `load` does not read it. It has timm's keys: its readers, and those of the Hugging Face
+hub, find the network's name, the numbers of classes and features, the names of the classes, and input size, mean,
+deviation, crop and interpolation. They do not find the weights: a second file of them would double the folder, and the
+tensors have the names of our networks, where timm builds its own. `opsin.hub` reads such folders, ours and timm's.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from opsin.recipe import ModelSpec, check
 from opsin.types import Model
 
 CONFIG, WEIGHTS = "classifier.json", "weights.safetensors"
+FOR_OTHERS = "config.json"
 Picture = Tensor | np.ndarray | Image.Image | str | Path | bytes
 
 
@@ -134,7 +140,8 @@ def save(classifier: Classifier, folder: Path | str, *, half: bool = False) -> N
         "model": {"name": spec.name, "options": spec.options, "in_channels": preprocess.channels},
         "classes": list(classifier.classes),
         "preprocess": preprocess.to_dict(),
-        # From here on: for readers of timm's config.json; `load` reads none of it.
+    }
+    theirs = {
         "architecture": spec.name,
         "num_classes": len(classifier.classes),
         "num_features": _num_features(classifier.model, len(classifier.classes)),
@@ -150,14 +157,14 @@ def save(classifier: Classifier, folder: Path | str, *, half: bool = False) -> N
         },
     }
     try:
-        text = json.dumps(config, indent=1, allow_nan=False)
+        texts = [json.dumps(values, indent=1, allow_nan=False).encode() for values in (config, theirs)]
     except (TypeError, ValueError) as error:
         raise UsageError(f"model options: expected numbers, texts and lists of them: {error}") from error
     tensors = classifier.model.state_dict()
     if half:  # vectors stay: a running variance may be out of float16's range
         tensors = {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in tensors.items()}
     weights = storage.to_safetensors(tensors)
-    storage.write_folder(folder, {CONFIG: text.encode(), WEIGHTS: weights})
+    storage.write_folder(folder, {CONFIG: texts[0], WEIGHTS: weights, FOR_OTHERS: texts[1]})
 
 
 def load(folder: Path | str, device: str = "cpu") -> Classifier:

@@ -121,7 +121,13 @@ def train(
     seed: Annotated[int | None, Parameter(help="Of everything random.")] = None,
     data_dir: DataDir = "",
     device: Annotated[str | None, Parameter(help="cpu, cuda, cuda:1, mps or auto.")] = None,
-    weights: Annotated[str | None, Parameter(help="Weights file to start from, .safetensors or of torch.")] = None,
+    weights: Annotated[
+        str | None,
+        Parameter(
+            help="Weights to start from: a file (.safetensors, or of torch), a folder with timm's config.json, a run "
+            "or classifier, or hf:OWNER/NAME."
+        ),
+    ] = None,
     out: Annotated[Path | None, Parameter(help="Folder of the run. Default: a new one in runs/.")] = None,
     max_minutes: Annotated[float | None, Parameter(help="Stop training, and evaluate, after so long.")] = None,
     min_top1: Annotated[
@@ -417,23 +423,33 @@ def features(
         print(f"{out}  vectors {' × '.join(map(str, vectors.shape))}")
 
 
-@_command(6, "import FILE --model NAME --preprocess KIND -o FOLDER", "import")
+@_command(6, "import WEIGHTS -o FOLDER", "import")
 def import_weights(
-    file: Annotated[
-        Path,
-        Parameter(help="Weights that another program trained: .safetensors, or a torch file (read as tensors only)."),
+    weights: Annotated[
+        str,
+        Parameter(
+            help="Weights that another program trained: .safetensors, or a torch file (read as tensors only); a folder "
+            "with timm's config.json; or hf:OWNER/NAME."
+        ),
     ],
     /,
     *,
-    model: Annotated[str, Parameter(help="Network (opsin models) that they belong to.")],
-    preprocess: Annotated[
-        Literal["imagenet", "cifar10", "none"],
-        Parameter(help="Whose mean and deviation it was trained with; none: pixels / 255."),
-    ],
     out: Annotated[Path, Parameter(name=["--out", "-o"], help="Classifier folder to write.")],
+    model: Annotated[
+        str | None, Parameter(help="Network (opsin models) that they belong to. Default: what a folder says.")
+    ] = None,
+    preprocess: Annotated[
+        Literal["imagenet", "cifar10", "none"] | None,
+        Parameter(
+            help="Whose mean and deviation it was trained with; none: pixels / 255. Default: what a folder says."
+        ),
+    ] = None,
     classes: Annotated[
         str | None,
-        Parameter(help="File with a name a line, or a data set. Default: cifar10 where it fits, else numbers."),
+        Parameter(
+            help="File with a name a line, or a data set. Default: what a folder says, cifar10 where it fits, or "
+            "numbers."
+        ),
     ] = None,
     settings: Annotated[
         tuple[str, ...],
@@ -449,62 +465,37 @@ def import_weights(
     json_: Json = False,
 ) -> None:
     """Make a classifier folder of weights that another program trained."""
-    from opsin import models as networks
-    from opsin import preprocess as values
     from opsin import recipe
     from opsin import run as runs
-    from opsin.models import weights
 
-    entry = networks.entry(model)
     options: dict[str, Any] = {}
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator:
             raise UsageError(f"--set: expected option=value, received {setting!r}")
         options = recipe.override(options, key, text)
-    count, channels = weights.classes_and_channels(weights.load_foreign(file), model)
-    mean, std = {
-        "imagenet": (values.IMAGENET_MEAN, values.IMAGENET_STD),
-        "cifar10": (values.CIFAR10_MEAN, values.CIFAR10_STD),
-        "none": ((0.0,) * channels, (1.0,) * channels),
-    }[preprocess]
-    if len(mean) != channels:
-        raise UsageError(f"--preprocess {preprocess}: for colour, but these weights take {channels} channel; use none")
-    size = (entry.native_size, entry.native_size)
-    # Networks of ImageNet's size are published for the centre 224 of a shorter side of 256.
-    fraction = 0.875 if preprocess == "imagenet" and entry.native_size == 224 else 1.0
-    prepare = values.Preprocess(size=size, channels=channels, mean=mean, std=std, crop_fraction=fraction)
+    names = None if classes is None else _class_names(classes)
+    made, notes = runs.import_weights(weights, out, model=model, preprocess=preprocess, classes=names, options=options)
     reporter = Console(quiet=quiet)
-    names = _class_names(classes, count, model, reporter)
-    _, notes = runs.import_weights(file, model, prepare, out, names, **options)
     for note in notes:
         reporter.say(note)
     if json_:
-        print_json({"classifier": str(out), "classes": list(names), "notes": notes})
+        print_json({"classifier": str(out), "classes": list(made.classes), "notes": notes})
     else:
         print(f"classifier  {out}")
 
 
-def _class_names(given: str | None, count: int, model: str, reporter: Console) -> tuple[str, ...]:
-    """The names of `count` classes: from a file, from a data set, or the likely ones, which is then said."""
+def _class_names(given: str) -> tuple[str, ...]:
+    """The names of classes from a file or from a data set."""
     from opsin.data.datasets import DATASETS
-    from opsin.models import entry
 
-    if given is None:
-        likely = "cifar10" if count == 10 and entry(model).native_size == 32 and entry(model).channels == 3 else None
-        reporter.say(f"classes: taken to be {likely or 'numbers'}; --classes says otherwise")
-        return DATASETS[likely].classes if likely else tuple(map(str, range(count)))
     if given in DATASETS:
-        names = DATASETS[given].classes
-    else:
-        try:
-            lines = Path(given).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--classes: {given} is no data set and cannot be read as a file: {error}") from error
-        names = tuple(line.strip() for line in lines if line.strip())
-    if len(names) != count:
-        raise UsageError(f"--classes: these weights have {count} classes, {given} names {len(names)}")
-    return names
+        return DATASETS[given].classes
+    try:
+        lines = Path(given).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--classes: {given} is no data set and cannot be read as a file: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import platform
 import sys
 
 import torch
+from torch import nn
 
 from opsin.errors import UsageError
 from opsin.recipe import Recipe
@@ -31,12 +32,18 @@ def choose(name: str) -> torch.device:
     return device
 
 
-def channels_last(recipe: Recipe, device: torch.device) -> bool:
+def channels_last(recipe: Recipe, device: torch.device, model: nn.Module) -> bool:
     """Whether the network's tensors are laid out [B, H, W, C] in memory.
 
     "auto" follows benchmarks/results/layout.csv: on CPU 1.16 to 1.19 times as fast for three of four networks, the same
-    for VGG; on CUDA it is what tensor cores want (not measured by us).
+    for VGG; on CUDA it is what tensor cores want (not measured by us). Never on the CPU for a network with a strided
+    1×1 convolution of fewer than 8 channels, such as a very narrow ResNet: the gradient of one, so laid out, writes
+    beyond its memory in torch 2.13, and the process crashes sooner or later.
     """
+    if device.type == "cpu":
+        for m in model.modules():
+            if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < 8:
+                return False
     return recipe.channels_last == "on" or (recipe.channels_last == "auto" and device.type in ("cpu", "cuda"))
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opsin import checkpoint, device, figures, models, optim, recipes, report, storage
+from opsin import checkpoint, device, figures, hub, models, optim, recipes, report, shipped, storage
 from opsin import classifier as classifiers
 from opsin import recipe as recipe_values
 from opsin.augment import DRAWS, Augmenter, random_crop
@@ -34,11 +34,19 @@ from opsin.console import Reporter
 from opsin.data import datasets, loader
 from opsin.data.index import Splits, split_stratified
 from opsin.data.rng import uniform
-from opsin.errors import DataError, Interrupted, NonFiniteLoss, StorageError, UsageError
+from opsin.errors import BadInput, DataError, Interrupted, NonFiniteLoss, StorageError, UsageError, near
 from opsin.evaluate import Report, evaluate
 from opsin.loss import Classify
 from opsin.models import smallnet, weights
-from opsin.preprocess import Preprocess, resize, to_channels
+from opsin.preprocess import (
+    CIFAR10_MEAN,
+    CIFAR10_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocess,
+    resize,
+    to_channels,
+)
 from opsin.recipe import ModelSpec, Recipe
 from opsin.recipes import derive
 from opsin.runfolder import Lock, Log, Signals, environment
@@ -50,6 +58,12 @@ from opsin.types import Batch, Model, Progress
 DATA_INITIALIZED: dict[str, Callable[[Any, Tensor], None]] = {"smallnet": smallnet.whiten}
 # Data sets whose pictures keep their class in a mirror. Characters do not.
 MIRRORED = ("cifar10", "cifar100")
+# Whose mean and deviation published weights want, by name; none: pixels / 255.
+PREPROCESSINGS = {
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "cifar10": (CIFAR10_MEAN, CIFAR10_STD),
+    "none": None,
+}
 EVALUATION_BATCH = 250
 SECONDS_BETWEEN_SAVES = 20.0
 
@@ -96,6 +110,8 @@ def train(
     """Train a classifier on a named data set, a folder of class folders, a list of paths and labels, or a tar;
     everything that is not given is derived.
 
+    weights: to start from: a file, a folder with timm's config.json, a classifier of ours, or hf:owner/name. What such
+    a folder says of network and normalisation is taken where neither `recipe` nor `model` is given.
     recipe: a `Recipe`, a name of `opsin.recipes.RECIPES`, FILE.toml or FILE.py:FUNCTION. settings: "key=value" for any
     other field of the recipe. out: the run folder; by default runs/MODEL-DATA-TIME. dry_run: derive and check only.
     """
@@ -108,7 +124,7 @@ def train(
         "data.on_bad_image": on_bad_image,
         "seed": seed,
         "model.name": model,
-        "model.weights": os.path.abspath(weights) if weights else None,
+        "model.weights": _place(weights) if weights else None,
         "epochs": epochs,
         "data.batch_size": batch_size,
         "optimizer.lr": lr,
@@ -124,6 +140,8 @@ def train(
 
     words: list[str] = []
     made: Recipe | None = None
+    source = hub.find(weights) if weights and recipe is None and model is None else None
+    start = source.spec() if source is not None and not source.alone else None
     if isinstance(recipe, Recipe):
         made = recipe
     elif recipe is not None:
@@ -137,7 +155,10 @@ def train(
     first = _changed(made or derive.small(), reading)
     splits = _load(first, reporter)
     if made is None:
-        made, words = derive.derive(facts(data, splits), model or derive.DEFAULT)
+        made, words = derive.derive(facts(data, splits), model or (start.name if start else derive.DEFAULT))
+        if source is not None and start is not None:
+            made, taken = _as_published(made, source, start)
+            words += taken
     made, enlarged = fitting(_changed(made, changes))
     # After the changes, so that it is true; what else was changed may contradict a word above.
     words = [derive.headline(made), *words, *enlarged]
@@ -154,6 +175,26 @@ def train(
         _Training(made, folder, splits, words, reporter)
         return Run(folder, made, words)
     return fit(made, folder, splits=splits, words=words, reporter=reporter)
+
+
+def _as_published(recipe: Recipe, source: hub.Source, spec: ModelSpec) -> tuple[Recipe, list[str]]:
+    """The recipe with the network's options, and with the normalisation, that the weights were trained with."""
+    recipe = replace(recipe, model=replace(recipe.model, options=spec.options))
+    words = [f"{source.place} has weights of {spec.name}"]
+    try:
+        theirs = source.preprocess()
+    except BadInput:
+        return recipe, [*words, "how their pictures were normalised is not known: by the mean and deviation of these"]
+    if theirs.channels != recipe.preprocess.channels:
+        return recipe, words
+    recipe = replace(recipe, preprocess=replace(recipe.preprocess, mean=theirs.mean, std=theirs.std))
+    return recipe, [*words, "pictures are normalised as for those weights"]
+
+
+def _place(weights_: str) -> str:
+    """Weights as they are written down: a path in full, the name of a shipped classifier or of one on the hub."""
+    named = weights_.startswith(hub.PREFIX) or shipped.find(weights_) != Path(weights_)
+    return weights_ if named else os.path.abspath(weights_)
 
 
 def _changed(recipe: Recipe, changes: Sequence[tuple[str, str]]) -> Recipe:
@@ -209,16 +250,61 @@ def _words(folder: Path) -> list[str]:
 
 
 def import_weights(
-    file: Path | str, model: str, preprocess: Preprocess, out: Path | str, classes: Sequence[str], **options: Any
+    weights_: Path | str,
+    out: Path | str,
+    *,
+    model: str | None = None,
+    preprocess: Preprocess | str | None = None,
+    classes: Sequence[str] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[NetClassifier, list[str]]:
-    """Foreign weights as a classifier folder `out`; also returns what was done to them, in words."""
-    spec = ModelSpec(name=model, options=options)
-    net = models.build(model, len(classes), preprocess.channels, **options)
-    notes: list[str] = []
-    notes += weights.load_into(net, weights.load_foreign(Path(file), notes=notes), model)
-    made = NetClassifier(net, preprocess, tuple(classes), spec)
+    """Weights that another program trained as a classifier folder `out`; also returns what was done to them, in words.
+
+    weights_: a file, a folder with timm's config.json, or hf:owner/name. model, preprocess, classes: None for what the
+    folder says. preprocess: or a name of `PREPROCESSINGS`. classes: where nobody says them, CIFAR-10's if they fit,
+    else numbers; that is in the words. options: of the network; auxiliary heads are left out where the weights have
+    none. Nothing is adapted: the classes and channels are those of the weights.
+    """
+    source, notes = hub.find(weights_), list[str]()
+    spec = ModelSpec(name=model) if model else source.spec()
+    entry, options = models.entry(spec.name), {**spec.options, **(options or {})}
+    tensors = source.tensors(notes)
+    heads = any(key.startswith("aux.") for key in weights.translate(tensors, spec.name))
+    if not heads and "aux" in models.options(spec.name) and "aux" not in options:
+        options["aux"] = False
+        notes.append(f"the weights have no auxiliary heads, which only training uses: {spec.name} is built without")
+    count, channels = weights.classes_and_channels(tensors, spec.name)
+    if preprocess is None:
+        preprocess = source.preprocess()
+    elif isinstance(preprocess, str):
+        preprocess = _published_preprocess(preprocess, entry, channels)
+    if preprocess.channels != channels:
+        raise UsageError(f"the weights take {channels} channels, the pictures are prepared to {preprocess.channels}")
+    names = source.classes(count) if classes is None else tuple(classes)
+    if names is None:
+        likely = "cifar10" if (count, entry.native_size, entry.channels) == (10, 32, 3) else None
+        notes.append(f"classes: taken to be {likely or 'numbers'}; --classes says otherwise")
+        names = datasets.DATASETS[likely].classes if likely else tuple(map(str, range(count)))
+    if len(names) != count:
+        raise UsageError(f"the weights have {count} classes, but {len(names)} names are given")
+    net = models.build(spec.name, count, channels, **options)
+    notes += weights.load_into(net, tensors, spec.name)
+    made = NetClassifier(net, preprocess, names, ModelSpec(name=spec.name, options=options))
     classifiers.save(made, out)
     return made, notes
+
+
+def _published_preprocess(kind: str, entry: models.Entry, channels: int) -> Preprocess:
+    """What weights without a word about it are usually published for; `UsageError` where that has other channels."""
+    if kind not in PREPROCESSINGS:
+        raise UsageError(f"preprocess: no {kind!r}; {near(kind, PREPROCESSINGS)}")
+    mean, std = PREPROCESSINGS[kind] or ((0.0,) * channels, (1.0,) * channels)
+    if len(mean) != channels:
+        raise UsageError(f"--preprocess {kind}: for colour, but these weights take {channels} channel; use none")
+    # Networks of ImageNet's size are published for the centre 224 of a shorter side of 256.
+    fraction = 0.875 if kind == "imagenet" and entry.native_size == 224 else 1.0
+    size = (entry.native_size, entry.native_size)
+    return Preprocess(size=size, channels=channels, mean=mean, std=std, crop_fraction=fraction)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -328,12 +414,15 @@ class _Training:
         self.model, self.spec = _build(recipe, len(self.classes))
         if recipe.model.weights and not checkpoint.steps(folder / "checkpoints"):
             notes: list[str] = []
-            tensors = weights.load_foreign(Path(recipe.model.weights), notes=notes)
-            for note in notes + weights.load_into(self.model, tensors, recipe.model.name):
+            tensors = hub.find(recipe.model.weights).tensors(notes)
+            notes += weights.load_into(self.model, tensors, recipe.model.name, adapt=True)
+            for note in notes:
                 reporter.say(note)
+            self.words += [note for note in notes if note not in self.words]
         self.batches = self._loader()
         self.total_steps = recipe.epochs * math.ceil(len(self.batches) / recipe.accumulate)
-        layout = torch.channels_last if device.channels_last(recipe, self.device) else torch.contiguous_format
+        last = device.channels_last(recipe, self.device, self.model)
+        layout = torch.channels_last if last else torch.contiguous_format
         self.model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         if recipe.model.name in DATA_INITIALIZED and not recipe.model.weights:
             first = next(self._epoch(0, 0)).images

@@ -20,6 +20,7 @@ from PIL import Image
 
 from opsin.data import datasets
 
+FOREIGN = Path(__file__).parent / "data" / "foreign"
 CIFAR10_FILES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
 
 
@@ -30,6 +31,12 @@ def md5(data: bytes) -> str:
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     """Random bytes, uint8 of this shape."""
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def listed(file: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a state dict as somebody publishes it, from the committed list of their source."""
+    lines = (line.split() for line in (FOREIGN / f"{file}.txt").read_text().splitlines())
+    return {key: () if size == "scalar" else tuple(map(int, size.split("x"))) for key, size in lines}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ Sizes, names, gradients and least sizes of all networks are in test_models.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,8 @@ from opsin.loss import cross_entropy
 from opsin.models import build, entry
 from opsin.models.googlenet import MODULES, inception, inception_naive
 from opsin.models.inception import ReducingPool, ScaledResidual
-from opsin.models.weights import translate
 from opsin.recipe import CrossEntropy
-from tests.test_models import DATA, native, small
+from tests.test_models import native, small
 
 GOOGLENET = {  # Szegedy et al. 2014, table 1, "output size"
     "stem": (192, 28, 28),
@@ -95,13 +93,19 @@ STAGES: dict[str, dict[str, tuple[int, ...]]] = {
         **{"4a": (576, 14, 14), "4b": (576, 14, 14), "4c": (608, 14, 14), "4d": (608, 14, 14), "4e": (1056, 7, 7)},
         **{"5a": (1024, 7, 7), "5b": (1024, 7, 7)},
     },
+    "inception_v2_cifar": {  # ours, as the others for small pictures: half the channels
+        "stem": (96, 16, 16),
+        **{"3a": (128, 16, 16), "3b": (160, 16, 16), "3c": (288, 8, 8)},
+        **{"4a": (288, 8, 8), "4b": (288, 8, 8), "4c": (304, 8, 8), "4d": (304, 8, 8), "4e": (528, 4, 4)},
+        **{"5a": (512, 4, 4), "5b": (512, 4, 4)},
+    },
     "inception_v3": {  # Szegedy et al. 2015, Rethinking, table 1
         "stem": (192, 35, 35),
         **{"5b": (256, 35, 35), "5c": (288, 35, 35), "5d": (288, 35, 35)},
         **{f"6{letter}": (768, 17, 17) for letter in "abcde"},
         **{"7a": (1280, 8, 8), "7b": (2048, 8, 8), "7c": (2048, 8, 8)},
     },
-    "inception_v3_cifar": {  # ours: half the channels
+    "inception_v3_cifar": {
         "stem": (96, 15, 15),
         **{"5b": (128, 15, 15), "5c": (144, 15, 15), "5d": (144, 15, 15)},
         **{f"6{letter}": (384, 7, 7) for letter in "abcde"},
@@ -113,13 +117,27 @@ STAGES: dict[str, dict[str, tuple[int, ...]]] = {
         **{f"6{letter}": (1024, 17, 17) for letter in "abcdefgh"},
         **{f"7{letter}": (1536, 8, 8) for letter in "abcd"},
     },
+    "inception_v4_cifar": {
+        "stem": (192, 15, 15),
+        **{f"5{letter}": (192, 15, 15) for letter in "bcde"},
+        **{f"6{letter}": (512, 7, 7) for letter in "abcdefgh"},
+        **{f"7{letter}": (768, 3, 3) for letter in "abcd"},
+    },
     "inception_resnet_v1": {  # the same, figures 14 and 15
         **{"stem": (256, 35, 35), "5a": (256, 35, 35), "6a": (896, 17, 17), "6b": (896, 17, 17)},
         **{"7a": (1792, 8, 8), "7b": (1792, 8, 8)},
     },
+    "inception_resnet_v1_cifar": {
+        **{"stem": (128, 15, 15), "5a": (128, 15, 15), "6a": (448, 7, 7), "6b": (448, 7, 7)},
+        **{"7a": (896, 3, 3), "7b": (896, 3, 3)},
+    },
     "inception_resnet_v2": {  # as published
         **{"stem": (192, 35, 35), "5b": (320, 35, 35), "5c": (320, 35, 35), "6a": (1088, 17, 17), "6b": (1088, 17, 17)},
         **{"7a": (2080, 8, 8), "7b": (2080, 8, 8), "7c": (2080, 8, 8), "7d": (1536, 8, 8)},
+    },
+    "inception_resnet_v2_cifar": {
+        **{"stem": (96, 15, 15), "5b": (160, 15, 15), "5c": (160, 15, 15), "6a": (544, 7, 7), "6b": (544, 7, 7)},
+        **{"7a": (1040, 3, 3), "7b": (1040, 3, 3), "7c": (1040, 3, 3), "7d": (768, 3, 3)},
     },
     **{
         name: {"stem": (16, 32, 32), "stage1": (a, 32, 32), "stage2": (2 * a, 16, 16), "stage3": (4 * a, 8, 8)}
@@ -141,10 +159,119 @@ MODULES_3, MODULES_4, MODULES_5 = (
 )
 SAVED_3, SAVED_4, SAVED_5 = 57_344, 159_744, 163_840
 
-# The same of the modules of Inception v3, by hand: 5b–5d, 6a at the larger and at the smaller maps, 6b–6e, 7a, 7b–7c
-A, B, B_REDUCED = 254_976 + 276_480 + 284_160, 18_432 + 55_296, 995_328 + 82_944
-C, D, D_REDUCED, E = 1_294_336 + 2 * 1_687_552 + 2_138_112, 811_008, 884_736, 5_038_080 + 6_070_272
-V3_MODULES = A + B + B_REDUCED + C + D + D_REDUCED + E
+
+def chain(inputs: int, *layers: tuple[int, int]) -> int:
+    """Multiply–adds a pixel, and so weights, of one convolution after the other: (outputs, pixels of its kernel)."""
+    return sum(i * o * area for i, (o, area) in zip((inputs, *(o for o, _ in layers)), layers, strict=False))
+
+
+def v2_module(inputs: int, one: int, reduce: int, three: int, reduce2: int, double: int, proj: int) -> int:
+    """Ioffe and Szegedy 2015, figure 5; a module that reduces has no 1×1 branches and its strided layers elsewhere."""
+    branches = ((one, 1),), ((reduce, 1), (three, 9)), ((reduce2, 1), (double, 9), (double, 9)), ((proj, 1),)
+    return sum(chain(inputs, *layers) for layers in branches)
+
+
+# Of the modules of the Inceptions, from the papers' figures: at the largest maps, at the middle ones, at the smallest
+MODULES_OF = {
+    "inception_v2": (
+        v2_module(192, 64, 64, 64, 64, 96, 32)
+        + v2_module(256, 64, 64, 96, 64, 96, 64)
+        + chain(320, (128, 1))
+        + chain(320, (64, 1), (96, 9)),
+        chain(128, (160, 9))
+        + chain(96, (96, 9))
+        + v2_module(576, 224, 64, 96, 96, 128, 128)
+        + v2_module(576, 192, 96, 128, 96, 128, 128)
+        + v2_module(576, 160, 128, 160, 128, 160, 128)
+        + v2_module(608, 96, 128, 192, 160, 192, 128)
+        + chain(608, (128, 1))
+        + chain(608, (192, 1), (256, 9)),
+        chain(128, (192, 9))
+        + chain(256, (256, 9))
+        + v2_module(1056, 352, 192, 320, 160, 224, 128)
+        + v2_module(1024, 352, 192, 320, 192, 224, 128),
+    ),
+    "inception_v3": (  # 5b–5d, 6a; 6a, 6b–6e, 7a; 7a–7c
+        254_976 + 276_480 + 284_160 + 18_432 + 55_296,
+        995_328 + 82_944 + 1_294_336 + 2 * 1_687_552 + 2_138_112 + 811_008,
+        884_736 + 5_038_080 + 6_070_272,
+    ),
+    "inception_v4": (
+        4 * (2 * chain(384, (96, 1)) + chain(384, (64, 1), (96, 9)) + chain(384, (64, 1), (96, 9), (96, 9)))
+        + chain(384, (192, 1), (224, 9)),
+        chain(384, (384, 9))
+        + chain(224, (256, 9))
+        + 7
+        * (
+            chain(1024, (384, 1))
+            + chain(1024, (192, 1), (224, 7), (256, 7))
+            + chain(1024, (192, 1), (192, 7), (224, 7), (224, 7), (256, 7))
+            + chain(1024, (128, 1))
+        )
+        + chain(1024, (192, 1))
+        + chain(1024, (256, 1), (256, 7), (320, 7)),
+        chain(192, (192, 9))
+        + chain(320, (320, 9))
+        + 3
+        * (
+            2 * chain(1536, (256, 1))
+            + chain(1536, (384, 1), (512, 3))
+            + chain(1536, (384, 1), (448, 3), (512, 3), (512, 3))
+        ),
+    ),
+    "inception_resnet_v1": (
+        5 * (3 * 32 * 256 + 3 * 32 * 288 + 96 * 256) + 192 * 256 + 192 * 1728,
+        384 * 2304 + 256 * 1728 + 10 * (2 * 128 * 896 + 2 * 128 * 896 + 256 * 896) + 3 * 256 * 896 + 256 * 2304,
+        (384 + 256 + 256) * 2304 + 5 * (2 * 192 * 1792 + 2 * 192 * 576 + 384 * 1792),
+    ),
+    "inception_resnet_v2": (  # as published
+        chain(192, (96, 1))
+        + chain(192, (48, 1), (64, 25))
+        + chain(192, (64, 1), (96, 9), (96, 9))
+        + chain(192, (64, 1))
+        + 10 * (3 * chain(320, (32, 1)) + chain(32, (32, 9)) + chain(32, (48, 9), (64, 9)) + chain(128, (320, 1)))
+        + chain(320, (256, 1), (256, 9)),
+        chain(320, (384, 9))
+        + chain(256, (384, 9))
+        + 20 * (chain(1088, (192, 1)) + chain(1088, (128, 1), (160, 7), (192, 7)) + chain(384, (1088, 1)))
+        + 3 * chain(1088, (256, 1))
+        + chain(256, (288, 9)),
+        chain(256, (384, 9))
+        + chain(256, (288, 9))
+        + chain(288, (320, 9))
+        + 10 * (chain(2080, (192, 1)) + chain(2080, (192, 1), (224, 3), (256, 3)) + chain(448, (2080, 1)))
+        + chain(2080, (1536, 1)),
+    ),
+}
+# Stems as (pixels of a side of the map, weights) for each size of map, and the channels of all their layers together
+V3_STEM = (149, 32 * 27), (147, 32 * 288 + 64 * 288), (73, 80 * 64), (71, 192 * 720)
+V4_STEM = V3_STEM[:2]
+V4_STEM += (73, 96 * 576 + 2 * 64 * 160 + 2 * 64 * 64 * 7), (71, 2 * 96 * 576), (35, 192 * 1728)
+STEMS = {
+    "inception_v2": (((112, 64 * 147), (56, 64 * 64 + 192 * 576)), 64 + 64 + 192),
+    "inception_v3": (V3_STEM, 400),
+    "inception_v4": (V4_STEM, 128 + 96 + (64 + 96) + (3 * 64 + 96) + 192),
+    "inception_resnet_v1": ((*V3_STEM, (35, 256 * 1728)), 400 + 256),
+    "inception_resnet_v2": (V3_STEM, 400),
+}
+LAST = {"inception_v2": 1024, "inception_v3": 2048, "inception_v4": 1536, "inception_resnet_v1": 1792}
+LAST["inception_resnet_v2"] = 1536
+
+
+def small_stem(name: str) -> tuple[tuple[tuple[int, int], ...], int]:
+    """The same of the form for small pictures. Its last layer gives half as many channels as the stem of the paper."""
+    if name == "inception_v2":
+        return ((32, 32 * 27), (16, 32 * 32 + 96 * 288)), 32 + 32 + 96
+    last = STAGES[f"{name}_cifar"]["stem"][0]
+    return ((32, 16 * 27 + 32 * 144), (15, last * 288)), 16 + 32 + last
+
+
+def multiply_adds(name: str, stem: tuple[tuple[int, int], ...], sides: tuple[int, int, int], outputs: int) -> int:
+    """Of an Inception at its native size, `sides` being those of its maps, or of its half with as few `outputs`."""
+    part, last = (1, LAST[name]) if outputs == 1000 else (4, LAST[name] // 2)
+    in_modules = sum(side**2 * weights for side, weights in zip(sides, MODULES_OF[name], strict=True)) // part
+    return sum(side**2 * weights for side, weights in stem) + in_modules + last * outputs
+
 
 # Pixels × outputs × inputs of every layer, written from the papers' tables. In brackets: who published the same sum.
 MULTIPLY_ADDS = {
@@ -198,30 +325,17 @@ MULTIPLY_ADDS = {
     + (256 * 128 * 64 + 64 * (64 * 576 + 64 * 256 + 128 * 256))
     + 64 * 17 * (256 * 64 + 64 * 576 + 64 * 256)
     + 2560,
-    # [torchvision's documentation: 5.71 G]
-    "inception_v3": 149**2 * 32 * 27
-    + 147**2 * (32 * 288 + 64 * 288)
-    + 73**2 * 80 * 64
-    + 71**2 * 192 * 720
-    + 35**2 * (A + B)
-    + 17**2 * (B_REDUCED + C + D)
-    + 8**2 * (D_REDUCED + E)
-    + 2048 * 1000,
-    "inception_v3_cifar": 32**2 * (16 * 27 + 32 * 144)
-    + 15**2 * (96 * 288 + (A + B) // 4)
-    + 7**2 * (B_REDUCED + C + D) // 4
-    + 3**2 * (D_REDUCED + E) // 4
-    + 1024 * 10,
-    # [no published sum known; ours from figures 10–15]
-    "inception_resnet_v1": 149**2 * 32 * 27
-    + 147**2 * (32 * 288 + 64 * 288)
-    + 73**2 * 80 * 64
-    + 71**2 * 192 * 720
-    + 35**2 * (256 * 1728 + 5 * (3 * 32 * 256 + 3 * 32 * 288 + 96 * 256) + 192 * 256 + 192 * 1728)
-    + 17**2 * (384 * 2304 + 256 * 1728 + 10 * (2 * 128 * 896 + 2 * 128 * 896 + 256 * 896))
-    + 17**2 * (3 * 256 * 896 + 256 * 2304)
-    + 8**2 * ((384 + 256 + 256) * 2304 + 5 * (2 * 192 * 1792 + 2 * 192 * 576 + 384 * 1792))
-    + 1792 * 1000,
+    # [v3: torchvision's documentation: 5.71 G; others below, but no published sum known of Inception-ResNet v1]
+    **{
+        name: multiply_adds(name, stem, (28, 14, 7) if name == "inception_v2" else (35, 17, 8), 1000)
+        for name, (stem, _) in STEMS.items()
+    },
+    **{
+        f"{name}_cifar": multiply_adds(
+            name, small_stem(name)[0], (16, 8, 4) if name == "inception_v2" else (15, 7, 3), 10
+        )
+        for name in STEMS
+    },
 }
 # Sums by others, in millions, which count normalisation and ReLU too: osmr/imgclsmob
 PUBLISHED = {
@@ -258,105 +372,6 @@ def test_multiply_adds_are_just_below_what_others_count(name: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# torchvision's networks, written out in functions from the papers' figures, on weights under torchvision's names
-# ---------------------------------------------------------------------------------------------------------------------
-
-Weights = dict[str, torch.Tensor]
-
-
-def foreign(name: str) -> Weights:
-    """Random weights of which every layer keeps the size of its input, and running statistics that do something."""
-    weights = Weights()
-    for line in (DATA / "foreign" / f"torchvision_{name}.txt").read_text().splitlines():
-        key, size = line.split()
-        shape = () if size == "scalar" else tuple(map(int, size.split("x")))
-        if key.endswith("num_batches_tracked"):
-            weights[key] = torch.tensor(1)
-        elif key.endswith(("bn.weight", "running_var")):
-            weights[key] = torch.rand(shape) + 0.5
-        else:
-            weights[key] = torch.randn(shape) * ((2 / weight_inputs(shape)) ** 0.5 if len(shape) > 1 else 0.1)
-    return weights
-
-
-def weight_inputs(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape[1:]))
-
-
-def unit(p: Weights, x: torch.Tensor, key: str, stride: int = 1, pad: bool = True) -> torch.Tensor:
-    """Convolution, batch normalisation with ε .001, ReLU."""
-    weight = p[f"{key}.conv.weight"]
-    padding = (weight.shape[2] // 2, weight.shape[3] // 2) if pad else 0
-    x = F.conv2d(x, weight, stride=stride, padding=padding)
-    mean, variance, scale, shift = (p[f"{key}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
-    return F.relu(F.batch_norm(x, mean, variance, scale, shift, eps=1e-3))
-
-
-def units(p: Weights, x: torch.Tensor, key: str, count: int) -> torch.Tensor:
-    for i in range(count):
-        x = unit(p, x, f"{key}_{i + 1}")
-    return x
-
-
-def googlenet_by_hand(p: Weights, x: torch.Tensor) -> torch.Tensor:
-    """Szegedy et al. 2014, figure 3, with torchvision's 3×3 for 5×5 and its last pooling of 2×2."""
-    x = F.max_pool2d(unit(p, x, "conv1", 2), 3, 2, ceil_mode=True)
-    x = F.max_pool2d(unit(p, unit(p, x, "conv2"), "conv3"), 3, 2, ceil_mode=True)
-    for module in ("3a", "3b", "4a", "4b", "4c", "4d", "4e", "5a", "5b"):
-        if module in ("4a", "5a"):
-            x = F.max_pool2d(x, 3 if module == "4a" else 2, 2, ceil_mode=True)
-        key = f"inception{module}"
-        two, three = (unit(p, unit(p, x, f"{key}.branch{i}.0"), f"{key}.branch{i}.1") for i in (2, 3))
-        four = unit(p, F.max_pool2d(x, 3, 1, 1), f"{key}.branch4.1")
-        x = torch.cat((unit(p, x, f"{key}.branch1"), two, three, four), 1)
-    return F.linear(x.mean((2, 3)), p["fc.weight"], p["fc.bias"])
-
-
-def inception_v3_by_hand(p: Weights, x: torch.Tensor) -> torch.Tensor:
-    """Szegedy et al. 2015, Rethinking, table 1 and figures 5, 6, 7 and 10."""
-    x = unit(p, unit(p, x, "Conv2d_1a_3x3", 2, False), "Conv2d_2a_3x3", 1, False)
-    x = F.max_pool2d(unit(p, x, "Conv2d_2b_3x3"), 3, 2)
-    x = F.max_pool2d(unit(p, unit(p, x, "Conv2d_3b_1x1"), "Conv2d_4a_3x3", 1, False), 3, 2)
-    for key in ("Mixed_5b", "Mixed_5c", "Mixed_5d"):
-        five, three = units(p, x, f"{key}.branch5x5", 2), units(p, x, f"{key}.branch3x3dbl", 3)
-        x = torch.cat((unit(p, x, f"{key}.branch1x1"), five, three, pooled(p, x, key)), 1)
-    double = unit(p, units(p, x, "Mixed_6a.branch3x3dbl", 2), "Mixed_6a.branch3x3dbl_3", 2, False)
-    x = torch.cat((unit(p, x, "Mixed_6a.branch3x3", 2, False), double, F.max_pool2d(x, 3, 2)), 1)
-    for key in ("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"):
-        once, twice = units(p, x, f"{key}.branch7x7", 3), units(p, x, f"{key}.branch7x7dbl", 5)
-        x = torch.cat((unit(p, x, f"{key}.branch1x1"), once, twice, pooled(p, x, key)), 1)
-    three = unit(p, units(p, x, "Mixed_7a.branch3x3", 1), "Mixed_7a.branch3x3_2", 2, False)
-    seven = unit(p, units(p, x, "Mixed_7a.branch7x7x3", 3), "Mixed_7a.branch7x7x3_4", 2, False)
-    x = torch.cat((three, seven, F.max_pool2d(x, 3, 2)), 1)
-    for key in ("Mixed_7b", "Mixed_7c"):
-        once, twice = units(p, x, f"{key}.branch3x3", 1), units(p, x, f"{key}.branch3x3dbl", 2)
-        forks = [unit(p, once, f"{key}.branch3x3_2{fork}") for fork in "ab"]
-        forks += [unit(p, twice, f"{key}.branch3x3dbl_3{fork}") for fork in "ab"]
-        x = torch.cat((unit(p, x, f"{key}.branch1x1"), *forks, pooled(p, x, key)), 1)
-    return F.linear(x.mean((2, 3)), p["fc.weight"], p["fc.bias"])
-
-
-def pooled(p: Weights, x: torch.Tensor, key: str) -> torch.Tensor:
-    return unit(p, F.avg_pool2d(x, 3, 1, 1), f"{key}.branch_pool")
-
-
-@pytest.mark.parametrize(
-    ("name", "by_hand", "side"), [("googlenet_bn", googlenet_by_hand, 79), ("inception_v3", inception_v3_by_hand, 107)]
-)
-def test_torchvisions_weights_give_the_logits_that_the_papers_figures_give(
-    name: str, by_hand: Callable[[Weights, torch.Tensor], torch.Tensor], side: int
-) -> None:
-    weights, images = foreign(name), torch.randn(2, 3, side, side)
-    with torch.device("meta"):
-        net = build(name, 1000).eval()
-    net.load_state_dict(translate(weights, name), assign=True)
-    with torch.no_grad():
-        ours, expected = net(images).logits, by_hand(weights, images)
-    assert expected.std() > 0.05 and (expected[0] - expected[1]).abs().max() > 1e-2 * expected.abs().max()
-    assert (ours - expected).abs().max() <= 1e-4 * expected.abs().max()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Least sizes, and what is of one paper alone
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -369,10 +384,8 @@ HARD_LEAST = [
     "nin",
     "googlenet",
     "googlenet_cifar",
-    "inception_v3",
-    "inception_v3_cifar",
+    *(f"inception_{form}{size}" for form in ("v3", "v4", "resnet_v1", "resnet_v2") for size in ("", "_cifar")),
 ]
-HARD_LEAST += ["inception_v4", "inception_resnet_v1", "inception_resnet_v2"]
 
 
 @pytest.mark.parametrize("name", HARD_LEAST)
@@ -389,7 +402,7 @@ def test_the_least_size_is_the_least(name: str) -> None:
         run(least - 1)
 
 
-@pytest.mark.parametrize("name", ["googlenet_bn", "inception_v2"])
+@pytest.mark.parametrize("name", ["googlenet_bn", "inception_v2", "inception_v2_cifar"])
 def test_below_the_least_size_some_stage_has_nothing_to_shrink(name: str) -> None:
     def shrinking(side: int) -> list[str]:
         x, found = torch.empty(1, 3, side, side, device="meta"), []
@@ -531,15 +544,25 @@ def test_wide_and_preactivation_variants() -> None:
     assert len(drops) == 6  # one a block
 
 
-def test_inception_v3_is_that_of_its_table() -> None:
-    """The weights of its modules by hand are those of torchvision's count, and so of the network."""
-    stem = 32 * 27 + 32 * 288 + 64 * 288 + 80 * 64 + 192 * 720
-    channels = (400, 464, 496, 496, 640, 1536, 1728, 1728, 1920, 1280, 3264, 3264)  # of the stem and of each module
-    assert stem + V3_MODULES + 2 * sum(channels) + 2_049_000 == 23_834_568
-    half = 16 * 27 + 32 * 144 + 96 * 288 + V3_MODULES // 4 + 2 * (16 + 32 + 96) + sum(channels[1:]) + 10_250
-    for name, without in (("inception_v3", 23_834_568), ("inception_v3_cifar", half)):
-        with torch.device("meta"):
-            assert sum(p.numel() for p in build(name, entry(name).classes, aux=False).parameters()) == without
+@pytest.mark.parametrize("name", STEMS)
+def test_small_inceptions_are_the_published_ones_of_half_the_width(name: str) -> None:
+    """Weights by hand; what is left of the published count are normalisations and biases, which go with the width."""
+    modules, last = sum(MODULES_OF[name]), LAST[name]
+    stem, channels = STEMS[name]
+    without = {"aux": False} if name == "inception_v3" else {}
+    rest = 23_834_568 if without else entry(name).params
+    rest -= sum(weights for _, weights in stem) + 2 * channels + modules + 1000 * (last + 1)
+    stem, channels = small_stem(name)
+    expected = sum(weights for _, weights in stem) + 2 * channels + modules // 4 + rest // 2 + 10 * (last // 2 + 1)
+    with torch.device("meta"):
+        small_one = build(f"{name}_cifar", 10, **without)
+    assert sum(p.numel() for p in small_one.parameters()) == expected
+
+
+def test_auxiliary_head_of_inception_v3() -> None:
+    """Szegedy et al. 2015, figure 8: after the last 17×17 maps."""
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build("inception_v3", 1000, aux=False).parameters()) == 23_834_568
     assert list(native("inception_v3").aux) == ["6e"]
     maps = torch.empty(1, 768, 17, 17, device="meta")
     shapes = []

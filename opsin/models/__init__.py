@@ -34,7 +34,8 @@ class Entry:
     builder: "module:function". options: keyword arguments of the builder that belong to the name.
     params: values in parameters, frozen ones included. million_macs: multiply–adds of convolutions and
     fully-connected layers for one picture, in millions. native_size: side in pixels that it was designed for.
-    least_size: smallest side that it takes. error: None where nobody published one; see `PUBLISHED`.
+    least_size: smallest side that it takes. aux_weights: of the losses of its auxiliary heads, deepest last.
+    error: None where nobody published one; see `PUBLISHED`.
     """
 
     builder: str
@@ -48,6 +49,7 @@ class Entry:
     classes: int = 10
     channels: int = 3
     options: Mapping[str, Any] = field(default_factory=dict)
+    aux_weights: tuple[float, ...] = ()
     error: Published | None = None
 
 
@@ -119,6 +121,35 @@ def _inception(name: str, summary: str, year: int, paper: str, params: int, mill
         least_size=75,
         classes=1000,
     )
+
+
+def _inception_cifar(full: Entry, summary: str, params: int, million_macs: float, *, least_size: int = 15) -> Entry:
+    """The form for small pictures of one of the Inceptions."""
+    return replace(
+        full,
+        builder=f"{full.builder}_cifar",
+        summary=f"{summary} for small pictures, half as wide",
+        paper=f"after {full.paper}",
+        params=params,
+        million_macs=million_macs,
+        native_size=32,
+        least_size=least_size,
+        classes=10,
+    )
+
+
+_V2 = replace(
+    _inception("inception_v2", "BN-Inception", 2015, _INCEPTION2, 11_285_224, 2_032.6), native_size=224, least_size=23
+)
+_V3 = replace(
+    _inception("inception_v3", "Inception v3 with one auxiliary head", 2015, _INCEPTION3, 27_161_264, 5_713.2),
+    aux_weights=(0.4,),  # the paper gives none; that of its authors' program
+)
+_V4 = _inception("inception_v4", "Inception v4", 2016, _INCEPTION4, 42_679_816, 12_254.0)
+_RESNET_V1 = _inception("inception_resnet_v1", "Inception-ResNet v1", 2016, _INCEPTION4, 22_756_328, 6_206.4)
+_RESNET_V2 = _inception(
+    "inception_resnet_v2", "Inception-ResNet v2, as published", 2016, _INCEPTION4, 55_843_464, 13_155.8
+)
 
 
 def _preresnet(depth: int) -> Entry:
@@ -265,6 +296,7 @@ MODELS: dict[str, Entry] = {
         native_size=224,
         least_size=31,
         classes=1000,
+        aux_weights=(0.3, 0.3),  # section 5 of the paper
     ),
     "googlenet_bn": Entry(
         builder="opsin.models.googlenet:googlenet_bn",
@@ -276,6 +308,7 @@ MODELS: dict[str, Entry] = {
         native_size=224,
         least_size=31,
         classes=1000,
+        aux_weights=(0.3, 0.3),  # section 5 of the paper
     ),
     "googlenet_cifar": Entry(
         builder="opsin.models.googlenet:googlenet_cifar",
@@ -286,29 +319,18 @@ MODELS: dict[str, Entry] = {
         million_macs=98.4,
         native_size=32,
         least_size=8,
+        aux_weights=(0.3, 0.3),  # section 5 of the paper
     ),
-    "inception_v2": replace(
-        _inception("inception_v2", "BN-Inception", 2015, _INCEPTION2, 11_285_224, 2_032.6),
-        native_size=224,
-        least_size=23,
-    ),
-    "inception_v3": _inception(
-        "inception_v3", "Inception v3 with one auxiliary head", 2015, _INCEPTION3, 27_161_264, 5_713.2
-    ),
-    "inception_v3_cifar": replace(
-        _inception("inception_v3_cifar", "Inception v3 for small pictures, half as wide", 2015, "", 6_098_580, 194.9),
-        paper=f"after {_INCEPTION3}",
-        native_size=32,
-        least_size=15,
-        classes=10,
-    ),
-    "inception_v4": _inception("inception_v4", "Inception v4", 2016, _INCEPTION4, 42_679_816, 12_254.0),
-    "inception_resnet_v1": _inception(
-        "inception_resnet_v1", "Inception-ResNet v1", 2016, _INCEPTION4, 22_756_328, 6_206.4
-    ),
-    "inception_resnet_v2": _inception(
-        "inception_resnet_v2", "Inception-ResNet v2, as published", 2016, _INCEPTION4, 55_843_464, 13_155.8
-    ),
+    "inception_v2": _V2,
+    "inception_v2_cifar": _inception_cifar(_V2, "BN-Inception", 2_573_706, 135.1, least_size=6),
+    "inception_v3": _V3,
+    "inception_v3_cifar": _inception_cifar(_V3, "Inception v3", 6_098_580, 194.9),
+    "inception_v4": _V4,
+    "inception_v4_cifar": _inception_cifar(_V4, "Inception v4", 10_218_138, 440.5),
+    "inception_resnet_v1": _RESNET_V1,
+    "inception_resnet_v1_cifar": _inception_cifar(_RESNET_V1, "Inception-ResNet v1", 5_149_402, 195.3),
+    "inception_resnet_v2": _RESNET_V2,
+    "inception_resnet_v2_cifar": _inception_cifar(_RESNET_V2, "Inception-ResNet v2", 13_600_490, 509.5),
     "vgg16_cifar": Entry(
         builder="opsin.models.vgg:vgg16_cifar",
         summary="the chapter's VGG-16 with batch normalisation and dropout, for small pictures",

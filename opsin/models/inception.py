@@ -17,6 +17,9 @@ Layer = tuple[int, Kernel] | tuple[int, Kernel, int]  # channels and kernel; wit
 Scale = Callable[[int], int]
 
 
+SMALL = 15  # least size of those for small pictures: 15 → 7 → 3 → 1
+
+
 class ReducingPool(nn.Module):
     """3×3 maximum with stride 2 from the first pixel on, the last window clipped: ⌈n / 2⌉, as a padded convolution."""
 
@@ -60,12 +63,28 @@ def inception_v2(num_classes: int = 1000, in_channels: int = 3, *, dropout: floa
     11,285,224 parameters: published weights have another 10,016 biases, which the normalisation takes out again.
     Native input 224×224, any size from 23 on. width: channels of the first layer.
     """
+    return _v2(in_channels, num_classes, width, dropout=dropout, small=False)
+
+
+def inception_v2_cifar(
+    num_classes: int = 10, in_channels: int = 3, *, dropout: float = 0.2, width: int = 32
+) -> ConvNet:
+    """BN-Inception for small pictures: another stem, all modules at 16×16, 8×8 and 4×4, half as wide.
+
+    Nobody's published network. Native input 32×32, any size from 6 on; 2,573,706 parameters.
+    width: 64 has the paper's channels.
+    """
+    return _v2(in_channels, num_classes, width, dropout=dropout, small=True)
+
+
+def _v2(in_channels: int, num_classes: int, width: int, *, dropout: float, small: bool) -> ConvNet:
     at_least(1, width=width)
     scaled = _scaled(width, 64)
     pool = partial(nn.MaxPool2d, 3, 2, ceil_mode=True)
-    stem = nn.Sequential(
-        conv_bn(in_channels, width, 7, 2), pool(), *_layers(width, [(64, 1), (192, 3)], scaled, eps=1e-5), pool()
-    )
+    first = conv_bn(in_channels, width, 3) if small else conv_bn(in_channels, width, 7, 2)
+    stem = nn.Sequential(first, pool(), *_layers(width, [(64, 1), (192, 3)], scaled, eps=1e-5))
+    if not small:
+        stem.append(pool())
     stages, channels = OrderedDict[str, nn.Module](stem=stem), scaled(192)  # [B, 192, 28, 28]
     for name, (one, three_in, three, double_in, double, kind, proj) in V2.items():
         branch = partial(_conv_branch, channels, scaled)
@@ -88,7 +107,8 @@ def inception_v2(num_classes: int = 1000, in_channels: int = 3, *, dropout: floa
             nn.Sequential(pooling, conv_bn(channels, scaled(proj), 1)),
         )
         channels = scaled(one) + scaled(three) + scaled(double) + scaled(proj)
-    net = ConvNet(stages, head=linear_head(channels, num_classes, dropout=dropout), least_size=23)
+    head = linear_head(channels, num_classes, dropout=dropout)
+    net = ConvNet(stages, head=head, least_size=6 if small else 23)
     initialize(net, conv="he_in", linear="lecun")
     return net
 
@@ -102,8 +122,8 @@ def inception_v3(
     from 75 on. width: channels of the first layer. The paper trains it with label smoothing .1 (§7).
     The published weights want pictures normalised by mean .5 and deviation .5.
     """
-    at_least(1, width=width)
-    return _v3(_stem(in_channels, _scaled(width, 32)), num_classes, width, aux=aux, dropout=dropout, least_size=75)
+    net = _with_stem(in_channels, width, count_padding=True)
+    return _v3(net, num_classes, aux=aux, dropout=dropout, least_size=75)
 
 
 def inception_v3_cifar(
@@ -114,19 +134,12 @@ def inception_v3_cifar(
     Nobody's published network. Native input 32×32, any size from 15 on; 5,454,858 parameters, 6,098,580 with its
     auxiliary head. width: 32 has the paper's channels.
     """
-    at_least(1, width=width)
-    stem = nn.Sequential(
-        *_layers(in_channels, [(32, 3), (64, 3)], _scaled(width, 32)),
-        nn.MaxPool2d(3, 2),
-        *_layers(_scaled(width, 32)(64), [(192, 3)], _scaled(width, 32)),
-    )
-    return _v3(stem, num_classes, width, aux=aux, dropout=dropout, least_size=15)
+    net = _with_small_stem(in_channels, width, 192, count_padding=True)
+    return _v3(net, num_classes, aux=aux, dropout=dropout, least_size=SMALL)
 
 
-def _v3(stem: nn.Module, num_classes: int, width: int, *, aux: bool, dropout: float, least_size: int) -> ConvNet:
-    scaled = _scaled(width, 32)
-    net = _Builder(scaled, count_padding=True)
-    net.add("stem", stem, scaled(192))  # [B, 192, 35, 35]
+def _v3(net: _Builder, num_classes: int, *, aux: bool, dropout: float, least_size: int) -> ConvNet:
+    scaled = net.scaled
     for name, proj in (("5b", 32), ("5c", 64), ("5d", 64)):
         net.mix(name, [[(64, 1)], [(48, 1), (64, 5)], [(64, 1), (96, 3), (96, 3)]], average=proj)
     net.mix("6a", [[(384, 3, 2)], [(64, 1), (96, 3), (96, 3, 2)]], reduce=True)  # [B, 768, 17, 17]
@@ -154,13 +167,27 @@ def inception_v4(num_classes: int = 1000, in_channels: int = 3, *, dropout: floa
 
     Native input 299×299, any size from 75 on. width: channels of the first layer.
     """
-    at_least(1, width=width)
-    net = _Builder(_scaled(width, 32))
+    net = _Builder(width)
     first = nn.Sequential(*_layers(in_channels, [(32, 3, 2), (32, 3, 1), (64, 3)], net.scaled))
     net.add("stem", first, net.scaled(64))
     net.mix("3a", [[(96, 3, 2)]], reduce=True)  # [B, 160, 73, 73]
     net.mix("4a", [[(64, 1), (96, 3, 1)], [(64, 1), (64, (1, 7)), (64, (7, 1)), (96, 3, 1)]])  # [B, 192, 71, 71]
     net.mix("5a", [[(192, 3, 2)]], reduce=True)  # [B, 384, 35, 35]
+    return _v4(net, num_classes, dropout=dropout, least_size=75)
+
+
+def inception_v4_cifar(
+    num_classes: int = 10, in_channels: int = 3, *, dropout: float = 0.2, width: int = 16
+) -> ConvNet:
+    """Inception v4 for small pictures: another stem, all modules at 15×15, 7×7 and 3×3, half as wide.
+
+    Nobody's published network. Native input 32×32, any size from 15 on; 10,218,138 parameters.
+    width: 32 has the paper's channels.
+    """
+    return _v4(_with_small_stem(in_channels, width, 384), num_classes, dropout=dropout, least_size=SMALL)
+
+
+def _v4(net: _Builder, num_classes: int, *, dropout: float, least_size: int) -> ConvNet:
     for name in ("5b", "5c", "5d", "5e"):
         net.mix(name, [[(96, 1)], [(64, 1), (96, 3)], [(64, 1), (96, 3), (96, 3)]], average=96)
     net.mix("6a", [[(384, 3, 2)], [(192, 1), (224, 3), (256, 3, 2)]], reduce=True)  # [B, 1024, 17, 17]
@@ -173,7 +200,7 @@ def inception_v4(num_classes: int = 1000, in_channels: int = 3, *, dropout: floa
     for name in ("7b", "7c", "7d"):
         double: list[Layer] = [(384, 1), (448, (3, 1)), (512, (1, 3))]
         net.mix(name, [[(256, 1)]], forks=[([(384, 1)], 256), (double, 256)], average=256)
-    return net.finish(num_classes, dropout, 75)
+    return net.finish(num_classes, dropout, least_size)
 
 
 def inception_resnet_v1(
@@ -184,8 +211,7 @@ def inception_resnet_v1(
     5, 10 and 5 residual modules, their sums scaled by .17, .10 and .20 as the authors do. Native input 299×299, any
     size from 75 on. width: channels of the first layer.
     """
-    at_least(1, width=width)
-    net = _Builder(_scaled(width, 32))
+    net = _Builder(width)
     layers: list[Layer] = [(80, 1), (192, 3, 1), (256, 3, 2)]
     stem = nn.Sequential(
         *_layers(in_channels, [(32, 3, 2), (32, 3, 1), (64, 3)], net.scaled),
@@ -193,13 +219,28 @@ def inception_resnet_v1(
         *_layers(net.scaled(64), layers, net.scaled),
     )
     net.add("stem", stem, net.scaled(256))  # [B, 256, 35, 35]
+    return _resnet_v1(net, num_classes, dropout=dropout, least_size=75)
+
+
+def inception_resnet_v1_cifar(
+    num_classes: int = 10, in_channels: int = 3, *, dropout: float = 0.2, width: int = 16
+) -> ConvNet:
+    """Inception-ResNet v1 for small pictures: another stem, all modules at 15×15, 7×7 and 3×3, half as wide.
+
+    Nobody's published network. Native input 32×32, any size from 15 on; 5,149,402 parameters.
+    width: 32 has the paper's channels.
+    """
+    return _resnet_v1(_with_small_stem(in_channels, width, 256), num_classes, dropout=dropout, least_size=SMALL)
+
+
+def _resnet_v1(net: _Builder, num_classes: int, *, dropout: float, least_size: int) -> ConvNet:
     net.residuals("5a", 5, 0.17, [[(32, 1)], [(32, 1), (32, 3)], [(32, 1), (32, 3), (32, 3)]])
     net.mix("6a", [[(384, 3, 2)], [(192, 1), (192, 3), (256, 3, 2)]], reduce=True)  # [B, 896, 17, 17]
     net.residuals("6b", 10, 0.1, [[(128, 1)], [(128, 1), (128, (1, 7)), (128, (7, 1))]])
     reduction: list[list[Layer]] = [[(256, 1), (384, 3, 2)], [(256, 1), (256, 3, 2)], [(256, 1), (256, 3), (256, 3, 2)]]
     net.mix("7a", reduction, reduce=True)  # [B, 1792, 8, 8]
     net.residuals("7b", 5, 0.2, [[(192, 1)], [(192, 1), (192, (1, 3)), (192, (3, 1))]])
-    return net.finish(num_classes, dropout, 75)
+    return net.finish(num_classes, dropout, least_size)
 
 
 def inception_resnet_v2(
@@ -210,9 +251,21 @@ def inception_resnet_v2(
     Their network has v3's stem, a module 5b, and 10, 20 and 10 residual modules, the last without ReLU and scale, where
     the paper draws v4's stem and 5, 10 and 5. Native input 299×299, any size from 75 on.
     """
-    at_least(1, width=width)
-    net = _Builder(_scaled(width, 32))
-    net.add("stem", _stem(in_channels, net.scaled), net.scaled(192))  # [B, 192, 35, 35]
+    return _resnet_v2(_with_stem(in_channels, width), num_classes, dropout=dropout, least_size=75)
+
+
+def inception_resnet_v2_cifar(
+    num_classes: int = 10, in_channels: int = 3, *, dropout: float = 0.2, width: int = 16
+) -> ConvNet:
+    """Inception-ResNet v2 for small pictures: another stem, all modules at 15×15, 7×7 and 3×3, half as wide.
+
+    Nobody's published network. Native input 32×32, any size from 15 on; 13,600,490 parameters.
+    width: 32 has the paper's channels.
+    """
+    return _resnet_v2(_with_small_stem(in_channels, width, 192), num_classes, dropout=dropout, least_size=SMALL)
+
+
+def _resnet_v2(net: _Builder, num_classes: int, *, dropout: float, least_size: int) -> ConvNet:
     net.mix("5b", [[(96, 1)], [(48, 1), (64, 5)], [(64, 1), (96, 3), (96, 3)]], average=64)
     net.residuals("5c", 10, 0.17, [[(32, 1)], [(32, 1), (32, 3)], [(32, 1), (48, 3), (64, 3)]])
     net.mix("6a", [[(384, 3, 2)], [(256, 1), (256, 3), (384, 3, 2)]], reduce=True)  # [B, 1088, 17, 17]
@@ -223,21 +276,36 @@ def inception_resnet_v2(
     net.residuals("7b", 9, 0.2, last)
     net.residuals("7c", 1, 1.0, last, relu=False)
     net.add("7d", conv_bn(net.channels, net.scaled(1536), 1, eps=1e-3), net.scaled(1536))
-    return net.finish(num_classes, dropout, 75)
+    return net.finish(num_classes, dropout, least_size)
 
 
 def _scaled(width: int, base: int) -> Scale:
     return lambda channels: max(1, channels * width // base)
 
 
-def _stem(in_channels: int, scaled: Scale) -> nn.Sequential:
+def _with_stem(in_channels: int, width: int, *, count_padding: bool = False) -> _Builder:
     """Szegedy et al. 2015, "Rethinking", table 1, as published: 299 → 149 → 147 → 147 → 73 → 73 → 71 → 35."""
-    return nn.Sequential(
-        *_layers(in_channels, [(32, 3, 2), (32, 3, 1), (64, 3)], scaled),
+    net = _Builder(width, count_padding=count_padding)
+    stem = nn.Sequential(
+        *_layers(in_channels, [(32, 3, 2), (32, 3, 1), (64, 3)], net.scaled),
         nn.MaxPool2d(3, 2),
-        *_layers(scaled(64), [(80, 1), (192, 3, 1)], scaled),
+        *_layers(net.scaled(64), [(80, 1), (192, 3, 1)], net.scaled),
         nn.MaxPool2d(3, 2),
     )
+    net.add("stem", stem, net.scaled(192))  # [B, 192, 35, 35]
+    return net
+
+
+def _with_small_stem(in_channels: int, width: int, channels: int, *, count_padding: bool = False) -> _Builder:
+    """For small pictures: as many channels as the paper's stem gives, of one pooling: 32 → 15."""
+    net = _Builder(width, count_padding=count_padding)
+    stem = nn.Sequential(
+        *_layers(in_channels, [(32, 3), (64, 3)], net.scaled),
+        nn.MaxPool2d(3, 2),
+        *_layers(net.scaled(64), [(channels, 3)], net.scaled),
+    )
+    net.add("stem", stem, net.scaled(channels))  # small pictures [B, 192, 15, 15]
+    return net
 
 
 def _layers(in_channels: int, layers: Iterable[Layer], scaled: Scale, eps: float = 1e-3) -> list[nn.Module]:
@@ -255,8 +323,9 @@ def _conv_branch(in_channels: int, scaled: Scale, layers: Iterable[Layer], eps: 
 class _Builder:
     """Stages as they come, and how many channels the last one gives."""
 
-    def __init__(self, scaled: Scale, *, count_padding: bool = False) -> None:
-        self.scaled = scaled
+    def __init__(self, width: int, *, count_padding: bool = False) -> None:
+        at_least(1, width=width)
+        self.scaled = _scaled(width, 32)
         self.count_padding = count_padding  # in average pooling; torchvision's v3 does, the authors' TensorFlow did not
         self.stages = OrderedDict[str, nn.Module]()
         self.channels = 0

@@ -12,7 +12,8 @@ from opsin.schedule import Cosine, Linear
 
 DEFAULT = "smallnet"
 # Networks without batch normalisation: plain descent at the usual rates diverges or crawls on them.
-WITHOUT_NORM = ("lenet5", "lenet", "vgg11", "vgg13", "vgg16", "vgg19")
+WITHOUT_NORM = ("lenet5", "lenet", "alexnet", "alexnet_owt", "alexnet_cifar", "nin_cifar", "nin", "googlenet")
+WITHOUT_NORM += ("vgg11", "vgg13", "vgg16", "vgg19")
 
 
 class Facts(NamedTuple):
@@ -62,7 +63,7 @@ def derive(facts: Facts, model: str = DEFAULT) -> tuple[Recipe, list[str]]:
         model=ModelSpec(name=model),
         preprocess=Preprocess(size=size, channels=facts.channels, mean=facts.mean, std=facts.std),
         augment=augment,
-        loss=CrossEntropy(label_smoothing=0.1),
+        loss=CrossEntropy(label_smoothing=0.1, aux_weights=models.entry(model).aux_weights),
         epochs=epochs,
     )
     if model == DEFAULT:

@@ -7,6 +7,7 @@ yet.
 
 from __future__ import annotations
 
+from opsin import models
 from opsin.preprocess import CIFAR10_MEAN, CIFAR10_STD, Preprocess
 from opsin.recipe import SGD, Augment, CrossEntropy, Data, ModelSpec, Recipe
 from opsin.schedule import OneCycle
@@ -19,7 +20,6 @@ def _short(
     batch: int = 128,
     lr: float = 0.1,
     clip: float = 0.0,
-    aux_weights: tuple[float, ...] = (),
 ) -> Recipe:
     return Recipe(
         data=Data(name="cifar10", batch_size=batch),
@@ -28,7 +28,7 @@ def _short(
         augment=Augment(shift=4, padding="zero", flip="random"),
         optimizer=SGD(lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4),
         schedule=OneCycle(peak=0.3),
-        loss=CrossEntropy(aux_weights=aux_weights),
+        loss=CrossEntropy(aux_weights=models.entry(model.name).aux_weights),
         epochs=epochs,
         clip=clip,
     )
@@ -49,7 +49,7 @@ def googlenet_cifar() -> Recipe:
 
     opsin train cifar10 --recipe googlenet_cifar
     """
-    return _short(ModelSpec(name="googlenet_cifar"), 6, aux_weights=(0.3, 0.3))
+    return _short(ModelSpec(name="googlenet_cifar"), 6)
 
 
 def preresnet20() -> Recipe:

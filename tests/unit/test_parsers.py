@@ -6,6 +6,7 @@ pictures, EXIF                      decode.decode, _jpeg_orientation   BadInput 
 CSV, TSV, list                      manifest.parse                     BadInput      test_manifest
 tar                                 tar.scan_parts                     BadInput      test_tar
 weights of others                   weights.load_foreign               BadInput      here
+config.json of timm and the hub     hub.find and what it returns       BadInput      here, test_hub
 TOML                                recipe.from_toml, override         UsageError    here, test_recipe
 JSON, manifest of hashes            storage.read_json, read_folder     StorageError  here, test_storage
 safetensors                         storage.from_safetensors           StorageError  here
@@ -33,7 +34,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from opsin import checkpoint, chosen, models, optim, recipes, storage
+from opsin import checkpoint, chosen, hub, models, optim, recipes, storage
 from opsin import classifier as classifiers
 from opsin.classifier import NetClassifier
 from opsin.data import decode, formats
@@ -327,6 +328,44 @@ def test_weights_of_others(place: Path, suffix: str, draw: st.DataObject) -> Non
             assert sum(t.numel() * t.element_size() for t in tensors.values()) <= 1 << 20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     assert peak < 4 << 30
+
+
+THEIR_CONFIG = {
+    "architecture": "resnet18",
+    "num_classes": 2,
+    "label_names": {"0": "a", "1": "b"},
+    "model_args": {"in_chans": 3},
+    "pretrained_cfg": {
+        "input_size": [3, 32, 32],
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.2, 0.2, 0.2],
+        "interpolation": "bicubic",
+        "crop_pct": 0.9,
+        "crop_mode": "center",
+    },
+}
+
+
+@FUZZ
+@given(st.data())
+def test_descriptions_of_the_weights_of_others(place: Path, draw: st.DataObject) -> None:
+    folder = place / "theirs"
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").write_bytes(SAFE)
+    text = json.dumps(changed_json(THEIR_CONFIG, draw)).encode()
+    (folder / "config.json").write_bytes(make.mutated(text, draw) if draw.draw(st.booleans()) else text)
+    try:
+        source = hub.find(folder)
+    except BadInput as error:
+        assert error.path == str(folder / "config.json")
+        return
+    for ask, kind in ((source.spec, ModelSpec), (source.preprocess, Preprocess), (lambda: source.classes(2), tuple)):
+        try:
+            answer = ask()
+        except (BadInput, UsageError) as error:
+            assert "config.json" in str(error)
+        else:
+            assert answer is None or isinstance(answer, kind)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

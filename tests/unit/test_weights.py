@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -20,8 +21,7 @@ from opsin.errors import BadInput, UsageError
 from opsin.models import MODELS, build
 from opsin.models.weights import KEY_MAPS, classes_and_channels, key_map, load_foreign, load_into, translate
 from opsin.types import Model
-
-FOREIGN = Path(__file__).parent.parent / "data" / "foreign"
+from tests import make
 
 
 @pytest.fixture(autouse=True)
@@ -35,11 +35,9 @@ def one_thread() -> Iterator[None]:
 
 def public_resnet20() -> OrderedDict[str, Tensor]:
     """Random tensors under the names and in the shapes of the public CIFAR ResNet-20, prefixed as DataParallel does."""
-    tensors = OrderedDict()
-    for line in (FOREIGN / "cifar_resnet20.txt").read_text().splitlines():
-        key, size = line.split()
-        tensors[f"module.{key}"] = torch.rand(tuple(map(int, size.split("x")))) + 0.1
-    return tensors
+    return OrderedDict(
+        (f"module.{key}", torch.rand(shape) + 0.1) for key, shape in make.listed("cifar_resnet20").items()
+    )
 
 
 def state(model: Model) -> dict[str, Tensor]:
@@ -246,6 +244,30 @@ def test_torchvision_names_with_projections_and_half_precision() -> None:
     torch.testing.assert_close(state(other), state(model), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("file", sorted(path.stem for path in make.FOREIGN.glob("t*.txt")))
+def test_every_published_network_fits_without_a_missing_or_unexpected_name(file: str) -> None:
+    """On the meta device: names and shapes only. That the values reach the right places: tests/test_foreign.py."""
+    name = file.split("_", 1)[1]
+    options: dict[str, Any] = {"aux": False} if file == "timm_inception_v3" else {}
+    with torch.device("meta"):
+        tensors = {
+            key: torch.empty(shape, dtype=torch.float32 if shape else torch.int64)
+            for key, shape in make.listed(file).items()
+        }
+        model = build(name, 1000, **options)
+    notes = load_into(model, tensors, name)
+    assert notes == [f"loaded {len(tensors)} tensors into {name}, {len(tensors)} of them renamed"]
+    assert classes_and_channels(tensors, name) == (1000, 3)
+
+
+def test_there_is_a_list_for_every_network_that_others_publish() -> None:
+    files = {path.stem for path in make.FOREIGN.glob("t*.txt")}
+    vgg, resnet = {name for name in KEY_MAPS if name.startswith("vgg")}, {f"resnet{n}" for n in (18, 34, 50, 101, 152)}
+    assert {f"torchvision_{n}" for n in vgg | resnet | {"alexnet_owt", "googlenet_bn", "inception_v3"}} <= files
+    assert {f"timm_{n}" for n in vgg | resnet | {"inception_v3", "inception_v4", "inception_resnet_v2"}} <= files
+    assert {file.split("_", 1)[1] for file in files} - resnet == set(KEY_MAPS) - {"resnet"}
+
+
 def test_our_own_names_need_no_table() -> None:
     model, other = (build("lenet", 4, 1, image_size=(16, 16)) for _ in range(2))
     assert load_into(other, state(model), "lenet") == ["loaded 8 tensors into lenet"]
@@ -273,6 +295,69 @@ def test_everything_that_does_not_fit_is_said_at_once_and_nothing_is_loaded() ->
         "of another kind: stages.stem.1.bias (int64)."
     )
     assert all(torch.equal(a, b) for a, b in zip(before.values(), state(model).values(), strict=True))
+
+
+ANSWERING = {  # what answers with a number of classes
+    "lenet": ["head.weight", "head.bias"],
+    "alexnet": ["head.weight", "head.bias"],
+    "nin": ["stages.mlpconv4.cccp2.weight", "stages.mlpconv4.cccp2.bias"],
+    "nin_cifar": ["stages.mlpconv3.cccp2.weight", "stages.mlpconv3.cccp2.bias"],
+    "vgg16": ["head.weight", "head.bias"],
+    "vgg16_cifar": ["head.weight", "head.bias"],
+    "googlenet": ["head.linear.weight", "head.linear.bias"]
+    + [f"aux.{stage}.linear.{leaf}" for stage in ("4a", "4d") for leaf in ("weight", "bias")],
+    "inception_v3": ["head.linear.weight", "head.linear.bias", "aux.6e.linear.weight", "aux.6e.linear.bias"],
+    "inception_resnet_v2": ["head.linear.weight", "head.linear.bias"],
+    "resnet20": ["head.linear.weight", "head.linear.bias"],
+    "preresnet20": ["head.linear.weight", "head.linear.bias"],
+    "wrn16_2": ["head.linear.weight", "head.linear.bias"],
+}
+
+
+@pytest.mark.parametrize("name", ANSWERING)
+def test_adapting_to_other_classes_and_channels_is_said(name: str) -> None:
+    """On the meta device: every network takes weights of other classes and channels, and says which are not taken."""
+    with torch.device("meta"):
+        tensors, other = state(build(name, 12, 3)), build(name, 5, 1)
+    with pytest.raises(UsageError, match="of another shape"):
+        load_into(other, tensors, name)
+    notes = load_into(other, tensors, name, adapt=True)
+    first, classes, channels = notes
+    assert first == f"loaded {len(tensors)} tensors into {name}"
+    head, _, listing = classes.partition("not taken, but new, are ")
+    assert head == "the weights are for 12 classes, here are 5: " and sorted(listing.split(", ")) == sorted(
+        ANSWERING[name]
+    )
+    assert re.fullmatch(r"the weights are for 3 channels, the pictures have 1: stages\.\S+\.weight is summed", channels)
+
+
+def test_adapted_channels_answer_as_before() -> None:
+    """Grey pictures give what the same pictures in colour gave, and the other way round; the new head is untouched."""
+    colour, grey = (build("resnet20", 4, channels, width=4).eval() for channels in (3, 1))
+    image = torch.randn(2, 1, 8, 8)
+    load_into(grey, state(colour), "resnet20", adapt=True)
+    torch.testing.assert_close(grey(image).logits, colour(image.expand(-1, 3, -1, -1)).logits)
+    again = build("resnet20", 4, 3, width=4).eval()
+    assert "repeated and multiplied by 1/3" in load_into(again, state(grey), "resnet20", adapt=True)[-1]
+    torch.testing.assert_close(again(image.expand(-1, 3, -1, -1)).logits, grey(image).logits)
+    five = build("resnet20", 9, 5, width=4)
+    own = state(five)["head.linear.weight"]
+    load_into(five, state(colour), "resnet20", adapt=True)
+    weight, old = state(five)["stages.stem.0.weight"], state(colour)["stages.stem.0.weight"]
+    torch.testing.assert_close(weight, old[:, [0, 1, 2, 0, 1]] * 3 / 5)
+    assert torch.equal(state(five)["head.linear.weight"], own)
+
+
+def test_adapting_hides_no_other_difference() -> None:
+    tensors, net = state(build("resnet20", 4, width=4)), build("resnet20", 5, width=8)
+    before = state(net)
+    with pytest.raises(UsageError, match=r"of another shape: stages\.stem\.0\.weight .* and \d+ more\.$") as caught:
+        load_into(net, tensors | {"extra": torch.ones(1)}, "resnet20", adapt=True)
+    assert "not expected: extra" in str(caught.value)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), state(net).values(), strict=True))
+    narrow = build("smallnet", 10, 1, widths=[4, 4])
+    with pytest.raises(UsageError, match=r"stages\.whiten\.0\.weight \(expected 8×1×2×2, received 24×3×2×2\)"):
+        load_into(narrow, state(build("smallnet", 10, 3, widths=[4, 4])), "smallnet", adapt=True)
 
 
 def test_long_lists_are_counted() -> None:
