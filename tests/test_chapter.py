@@ -99,14 +99,6 @@ def test_the_log_of_a_hundred_batches(tmp_path: Path, call: Any, cifar: Callable
 
 
 @pytest.mark.slow
-def test_the_chapter_over_a_hundred_batches(tmp_path: Path, call: Any, cifar: Callable[[int], None]) -> None:
-    cifar(2586)
-    code, out, err = call(write(tmp_path, of_cells()).name)
-    assert code == 0, err
-    assert len(check(out, batches=102)) == 88
-
-
-@pytest.mark.slow
 def test_the_whole_notebook(tmp_path: Path, call: Any, cifar: Callable[[int], None]) -> None:
     """With its prose, from the file that PADDLE_CHAPTER names."""
     place = os.environ.get("PADDLE_CHAPTER", "")
