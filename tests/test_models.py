@@ -99,11 +99,12 @@ LISTED = [name for name in MODELS if name not in COUNTED]
 # One or two of each file of networks, in a form that is quick to compute with
 FAMILIES = ["smallnet", "lenet", "alexnet_cifar", "nin_cifar", "vgg11", "vgg16_cifar", "googlenet_cifar"]
 FAMILIES += ["inception_v2_cifar", "resnet20", "resnet50"]
+TRACED = set(FAMILIES) - {"vgg11", "resnet50"}  # exported and compiled also outside of `make test-all`
 # All that are for small pictures, and of those for large ones a VGG and a ResNet
 LEARNERS = ["smallnet", "lenet5", "lenet", "alexnet_cifar", "nin_cifar", "vgg11_bn", "vgg16_cifar", "googlenet_cifar"]
 LEARNERS += ["inception_v2_cifar", "inception_v3_cifar", "inception_v4_cifar", "inception_resnet_v1_cifar"]
 LEARNERS += ["inception_resnet_v2_cifar", "resnet20", "resnet_chapter", "resnet18", "preresnet20", "wrn16_2"]
-SLOW_LEARNERS = {"inception_v3_cifar", "inception_v4_cifar", "inception_resnet_v2_cifar"}
+SLOW_LEARNERS = {f"inception_{form}_cifar" for form in ("v3", "v4", "resnet_v1", "resnet_v2")}
 
 
 def quick_or_slow(names: list[str], slow: Collection[str]) -> list[Any]:
@@ -312,7 +313,7 @@ def test_eight_pictures_are_learnt_to_zero_error(name: str) -> None:
     assert errors[-1] == [0, 0], errors
 
 
-@pytest.mark.parametrize("name", quick_or_slow(LISTED, slow=set(LISTED) - set(FAMILIES)))
+@pytest.mark.parametrize("name", quick_or_slow(LISTED, slow=set(LISTED) - TRACED))
 def test_exports(name: str) -> None:
     net, images = small(name).eval(), pictures(name)
     exported = torch.export.export(net, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
@@ -320,7 +321,7 @@ def test_exports(name: str) -> None:
     torch.testing.assert_close(exported.module()(others), net(others))
 
 
-@pytest.mark.parametrize("name", quick_or_slow(LISTED, slow=set(LISTED) - set(FAMILIES)))
+@pytest.mark.parametrize("name", quick_or_slow(LISTED, slow=set(LISTED) - TRACED))
 def test_no_graph_break_in_training(name: str) -> None:
     """`fullgraph` makes of a break an error. With auxiliary heads, which `test_exports` does not see."""
     net, images = small(name).train(), pictures(name)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
 from opsin import models
 from opsin.optim import build as build_optimizer
+from opsin.recipe import SGD, AdamW
 from opsin.recipes import find
 from opsin.recipes.derive import Facts, derive
 
@@ -34,9 +37,21 @@ def test_photographs_are_reduced_for_the_small_network_and_left_native_for_other
 
 
 @pytest.mark.parametrize("n", [3, 40, 1_000, 50_000, 5_000_000])
-@pytest.mark.parametrize("model", ["smallnet", "lenet", "resnet20"])
+@pytest.mark.parametrize("model", ["smallnet", "lenet", "resnet20", "googlenet_cifar"])
 def test_every_derived_recipe_fits_its_network(n, model):
     """Groups name parameters that exist; a pass has a batch; there are neither too few nor too many."""
     recipe, words = derive(facts(n, 20, 20, True, **COLOUR), model)
     assert 5 <= recipe.epochs <= 60 and recipe.data.batch_size >= 16 and len(words) >= 1
-    build_optimizer(models.build(model, 10, **recipe.model.options), recipe.optimizer)
+    net = models.build(model, 10, **recipe.model.options)
+    build_optimizer(net, recipe.optimizer)
+    heads = len(net.train()(torch.zeros(2, 3, 28, 28)).aux)
+    assert len(recipe.loss.aux_weights) == heads == (2 if model == "googlenet_cifar" else 0)
+
+
+def test_networks_without_normalisation_are_not_given_plain_descent():
+    """At its usual rates they diverge, or crawl."""
+    for model in ("alexnet_cifar", "nin_cifar", "vgg11", "googlenet", "googlenet_cifar", "vgg16_cifar"):
+        with torch.device("meta"):
+            normal = any(isinstance(m, nn.BatchNorm2d) for m in models.build(model, 10).modules())
+        recipe = derive(facts(1000, 32, 32, True, **COLOUR), model)[0]
+        assert isinstance(recipe.optimizer, SGD if normal else AdamW)
