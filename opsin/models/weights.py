@@ -373,16 +373,16 @@ def load_into(model: nn.Module, tensors: Mapping[str, Tensor], name: str, *, ada
 
 def _adapt(ours: dict[str, Tensor], expected: Mapping[str, Tensor], name: str) -> list[str]:
     """Make `ours` fit another number of classes and of input channels, and nothing else; what was done, in words."""
-    notes, differ = [], [key for key in ours if key in expected and ours[key].shape != expected[key].shape]
+    notes, differ = [], [key for key in expected if key in ours and ours[key].shape != expected[key].shape]
     answering = re.compile(rf"head\.(.+\.)?\w+|aux\.\w+\.linear\.\w+|{re.escape(LAST.get(name, 'head'))}\.\w+")
-    fresh = [k for k in differ if answering.fullmatch(k) and ours[k].shape[1:] == expected[k].shape[1:]]
+    fresh = [k for k in differ if answering.fullmatch(k) and _but_for(0, ours[k], expected[k])]
     if fresh:
         old, new = len(ours[fresh[0]]), len(expected[fresh[0]])
         notes.append(f"the weights are for {old} classes, here are {new}: not taken, but new, are {_some(fresh)}")
         ours |= {key: expected[key] for key in fresh}
-    for key in set(differ) & set(FIRST):
+    for key in (key for key in differ if key in FIRST):
         weight, channels = ours[key], expected[key].shape[1]
-        if weight.ndim == 4 and (len(weight), *weight.shape[2:]) == (len(expected[key]), *expected[key].shape[2:]):
+        if _but_for(1, weight, expected[key]) and weight.numel():
             given = weight.shape[1]
             if channels == 1:  # grey pictures are what colour ones with three equal channels are
                 ours[key], how = weight.sum(1, keepdim=True), "summed"
@@ -394,6 +394,12 @@ def _adapt(ours: dict[str, Tensor], expected: Mapping[str, Tensor], name: str) -
                 )
             notes.append(f"the weights are for {given} channels, the pictures have {channels}: {key} is {how}")
     return notes
+
+
+def _but_for(dim: int, one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have the same shape, dimension `dim` aside."""
+    rests = [(*tensor.shape[:dim], *tensor.shape[dim + 1 :]) for tensor in (one, other)]
+    return one.ndim == other.ndim and rests[0] == rests[1]
 
 
 def _hint(name: str, missing: Sequence[str], unexpected: Sequence[str], shapes: Sequence[str]) -> str:

@@ -355,6 +355,11 @@ def test_adapting_hides_no_other_difference() -> None:
         load_into(net, tensors | {"extra": torch.ones(1)}, "resnet20", adapt=True)
     assert "not expected: extra" in str(caught.value)
     assert all(torch.equal(a, b) for a, b in zip(before.values(), state(net).values(), strict=True))
+    odd = {"head.linear.bias": torch.ones(()), "stages.stem.0.weight": torch.ones(4, 0, 3, 3)}
+    with pytest.raises(
+        UsageError, match=r"received 4×0×3×3\), head\.linear\.bias \(expected 5, received one value\)\.$"
+    ):
+        load_into(build("resnet20", 5, width=4), tensors | odd, "resnet20", adapt=True)
     narrow = build("smallnet", 10, 1, widths=[4, 4])
     with pytest.raises(UsageError, match=r"stages\.whiten\.0\.weight \(expected 8×1×2×2, received 24×3×2×2\)"):
         load_into(narrow, state(build("smallnet", 10, 3, widths=[4, 4])), "smallnet", adapt=True)
