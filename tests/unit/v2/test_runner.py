@@ -6,6 +6,7 @@ import io
 import json
 import os
 import subprocess
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -270,7 +271,11 @@ def test_exit_codes_and_messages(
     monkeypatch.setenv("OPSIN_OFFLINE", "1")
     monkeypatch.setenv("OPSIN_HOME", str(tmp_path))
     write(tmp_path, main=text, nets="x = = 1")
-    got, _, err = call("main.py")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background may ignore it
+    try:
+        got, _, err = call("main.py")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert got == code and error in err
 
 
