@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import subprocess
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
