@@ -56,14 +56,10 @@ def splits():
 
 
 @pytest.fixture(autouse=True)
-def small_and_plain(monkeypatch):
+def small_and_plain(monkeypatch, one_thread):
     """One thread; the same pictures on resume; figures, which are not compared, are not drawn."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     monkeypatch.setattr(runs, "_load", lambda *_: splits())
     monkeypatch.setattr(figures, "_encode", lambda *_, **__: b"<svg/>")
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,7 @@ from opsin.models.weights import KEY_MAPS, classes_and_channels, key_map, load_f
 from opsin.types import Model
 from tests import make
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks as narrow as these spend more time handing work to threads than on the work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def public_resnet20() -> OrderedDict[str, Tensor]:
