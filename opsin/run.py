@@ -155,9 +155,10 @@ def train(
     first = _changed(made or derive.small(), reading)
     splits = _load(first, reporter)
     if made is None:
-        made, words = derive.derive(facts(data, splits), model or (start.name if start else derive.DEFAULT))
+        name, options = (start.name, start.options) if start else (model or derive.DEFAULT, None)
+        made, words = derive.derive(facts(data, splits), name, options)
         if source is not None and start is not None:
-            made, taken = _as_published(made, source, start)
+            made, taken = _as_published(made, source)
             words += taken
     made, enlarged = fitting(_changed(made, changes))
     # After the changes, so that it is true; what else was changed may contradict a word above.
@@ -177,18 +178,17 @@ def train(
     return fit(made, folder, splits=splits, words=words, reporter=reporter)
 
 
-def _as_published(recipe: Recipe, source: hub.Source, spec: ModelSpec) -> tuple[Recipe, list[str]]:
-    """The recipe with the network's options, and with the normalisation, that the weights were trained with."""
-    recipe = replace(recipe, model=replace(recipe.model, options=spec.options))
-    words = [f"{source.place} has weights of {spec.name}"]
+def _as_published(recipe: Recipe, source: hub.Source) -> tuple[Recipe, list[str]]:
+    """The recipe with the channels and the normalisation that the weights were trained with."""
+    words = [f"{source.place} has weights of {recipe.model.name}"]
     try:
         theirs = source.preprocess()
     except BadInput:
         return recipe, [*words, "how their pictures were normalised is not known: by the mean and deviation of these"]
-    if theirs.channels != recipe.preprocess.channels:
-        return recipe, words
-    recipe = replace(recipe, preprocess=replace(recipe.preprocess, mean=theirs.mean, std=theirs.std))
-    return recipe, [*words, "pictures are normalised as for those weights"]
+    own = recipe.preprocess
+    made = replace(own, channels=theirs.channels, mean=theirs.mean, std=theirs.std)
+    what = {(1, 3): "made colour and ", (3, 1): "made grey and "}.get((own.channels, theirs.channels), "")
+    return replace(recipe, preprocess=made), [*words, f"pictures are {what}normalised as for those weights"]
 
 
 def _place(weights_: str) -> str:

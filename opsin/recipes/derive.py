@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from opsin import models
 from opsin.preprocess import CIFAR10_MEAN, CIFAR10_STD, Preprocess
@@ -38,8 +38,11 @@ def small() -> Recipe:
     return derive(Facts("cifar10", 50_000, 10, 32, 32, 3, CIFAR10_MEAN, CIFAR10_STD, True))[0]
 
 
-def derive(facts: Facts, model: str = DEFAULT) -> tuple[Recipe, list[str]]:
-    """A recipe for these facts and this network, and one sentence for each choice that `headline` does not say."""
+def derive(facts: Facts, model: str = DEFAULT, options: dict[str, Any] | None = None) -> tuple[Recipe, list[str]]:
+    """A recipe for these facts and this network, and one sentence for each choice that `headline` does not say.
+
+    options: of the network where they are settled, as by the weights that it starts from.
+    """
     size, words = _size(facts, model)
     few = facts.num_train < 10_000
     # Pictures of 8 × 8 that were enlarged have no room for more than one pixel (LOG, "Digits").
@@ -60,7 +63,7 @@ def derive(facts: Facts, model: str = DEFAULT) -> tuple[Recipe, list[str]]:
     epochs = max(5, min(60, round(4 + 38_000 / facts.num_train)))
     recipe = Recipe(
         data=Data(name=facts.name, batch_size=batch),
-        model=ModelSpec(name=model),
+        model=ModelSpec(name=model, options=options or {}),
         preprocess=Preprocess(size=size, channels=facts.channels, mean=facts.mean, std=facts.std),
         augment=augment,
         loss=CrossEntropy(label_smoothing=0.1, aux_weights=models.entry(model).aux_weights),
@@ -71,13 +74,13 @@ def derive(facts: Facts, model: str = DEFAULT) -> tuple[Recipe, list[str]]:
             # Batch statistics of a few pictures are noisy, and so are the last steps: the average is what is kept.
             recipe = replace(
                 recipe,
-                model=ModelSpec(name=model, options={"widths": [64, 128, 256]}),
+                model=ModelSpec(name=model, options={"widths": [64, 128, 256]} if options is None else options),
                 augment=replace(augment, cutout=min(size) // 4, mixup=0.2),
                 ema=0.995,
             )
             words.append(
-                "fewer than 10,000 pictures: a narrower network, a moving average of its weights, and pictures "
-                "that are mixed in pairs and covered in part"
+                f"fewer than 10,000 pictures: {'a narrower network, ' if options is None else ''}a moving average of "
+                "its weights, and pictures that are mixed in pairs and covered in part"
             )
         recipe = replace(recipe, optimizer=_race(batch), schedule=Linear())
         if size == (32, 32) and facts.num_train >= 20_000:

@@ -325,6 +325,13 @@ def test_training_from_a_folder(published: Path, pictures: Path, tmp_path: Path,
     assert code == 2 and "do not fit resnet34" in err
 
 
+def test_grey_pictures_are_trained_from_weights_for_colour(opsin_: Any) -> None:
+    code, _, err = opsin_("train", "digits", "--weights", "cifar10-small", "--dry-run")
+    assert code == 0, err
+    assert "pictures are made colour and normalised as for those weights" in err
+    assert "narrower" not in err  # the network is as wide as its weights
+
+
 def test_training_from_a_classifier_of_ours_and_from_damaged_words(pictures: Path, tmp_path: Path, opsin_: Any) -> None:
     own(tmp_path / "ours")
     code, out, err = opsin_("train", pictures, "--weights", tmp_path / "ours", "--dry-run")
