@@ -1,8 +1,8 @@
 """Short trainings of four more networks on CIFAR-10, each meant for half an hour on two slow cores.
 
 One cycle of the rate over all passes, momentum 0.9, pad 4 and crop, mirror, all 50,000 training pictures, the last
-epoch reported. The passes are far fewer than the papers', and decay and dropout are chosen for that. None has been run
-yet.
+epoch reported. The passes are far fewer than the papers', and decay and dropout are chosen for that. preresnet20 with
+6 passes: 83.52 % after 27 minutes on one core (1 seed, LOG.md). The others have not been run yet.
 """
 
 from __future__ import annotations
