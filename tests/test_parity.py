@@ -95,7 +95,7 @@ def alexnet() -> Layer:
     return classify(x, CLASSES)
 
 
-def vgg16_cifar() -> Layer:
+def vgg16_cifar(*, dropout: bool = True) -> Layer:
     x = picture(32)
     for i, count in enumerate((2, 2, 3, 3, 3)):
         x = paddle.networks.img_conv_group(
@@ -105,11 +105,11 @@ def vgg16_cifar() -> Layer:
             num_channels=channels(x),
             conv_act=Relu(),
             conv_with_batchnorm=True,
-            conv_batchnorm_drop_rate=[0.4 if i else 0.3] * (count - 1) + [0],
+            conv_batchnorm_drop_rate=[(0.4 if i else 0.3) * dropout] * (count - 1) + [0],
             pool_stride=2,
         )
-    x = layer.fc(layer.dropout(x, 0.5), 20, act=Linear())
-    x = layer.batch_norm(x, act=Relu(), layer_attr=Extra(drop_rate=0.5))
+    x = layer.fc(layer.dropout(x, 0.5) if dropout else x, 20, act=Linear())
+    x = layer.batch_norm(x, act=Relu(), layer_attr=Extra(drop_rate=0.5 * dropout))
     return classify(layer.fc(x, 20, act=Linear()), CLASSES)
 
 
@@ -240,12 +240,13 @@ def kept(x: Layer) -> float:
     return part * kept(x.inputs[0]) if x.kind in ("pool", "addto") and len(x.inputs) == 1 else part
 
 
-def carry(native: nn.Module, out: Layer) -> Graph:
-    """The declared network with the native one's weights: both have the same layers in the same order."""
-    parameters = paddle.parameters.create(out)
+def native_values(native: nn.Module, out: Layer) -> dict[str, np.ndarray]:
+    """The native network's values under the declared one's names: both have the same layers in the same order."""
     weighted = [x for x in paddle.topology.Topology(out).order if x.confs()]
     modules = [m for m in native.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm1d | nn.BatchNorm2d)]
     assert len(weighted) == len(modules)
+    values: dict[str, np.ndarray] = {}
+    shapes = paddle.parameters.create(out)
     for x, module in zip(weighted, modules, strict=True):
         assert isinstance(module.weight, Tensor)
         tensors: Sequence[Tensor | None] = [module.weight, module.bias]  # type: ignore[list-item]
@@ -255,7 +256,15 @@ def carry(native: nn.Module, out: Layer) -> Graph:
             weight = module.weight / kept(x.inputs[0])
             tensors = [weight.T if isinstance(module, nn.Linear) else weight, module.bias]
         for conf, tensor in zip(x.confs(), (t for t in tensors if t is not None), strict=True):
-            parameters.set(conf.name, tensor.detach().numpy().reshape(parameters.get_shape(conf.name)))
+            values[conf.name] = tensor.detach().numpy().reshape(shapes.get_shape(conf.name)).copy()
+    return values
+
+
+def carry(native: nn.Module, out: Layer) -> Graph:
+    """The declared network with the native one's weights."""
+    parameters = paddle.parameters.create(out)
+    for name, value in native_values(native, out).items():
+        parameters.set(name, value)
     graph = Graph(out).eval()
     parameters.attach(graph)
     return graph
@@ -301,3 +310,51 @@ def test_declared_equals_native(name: str) -> None:
         found = graph({"image": images.flatten(1)}, [f"{out.name}.logits"])[f"{out.name}.logits"].numpy()
     assert np.abs(expected).max() > 1e-3 and np.isfinite(expected).all()
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_training_equals_native() -> None:
+    """Three steps of the chapter's network without dropout, momentum and L2: sums there, means here, the same weights.
+
+    Relative to how far each tensor moved, since most of a weight is where it began.
+    """
+    paddle.reset()
+    out = vgg16_cifar(dropout=False)
+    cost = layer.classification_cost(out, layer.data("label", paddle.data_type.integer_value(CLASSES)))
+    native = models.build("vgg16_cifar", CLASSES, 3, width=6, hidden=20)
+    for module in native.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    parameters = paddle.parameters.create(cost)
+    began = {}
+    for name, value in native_values(native, out).items():
+        parameters[name] = began[name] = value
+    batch, lr, decay = 16, 0.02, 2e-4
+    rule = paddle.optimizer.Momentum(
+        momentum=0.9, learning_rate=lr / batch, regularization=paddle.optimizer.L2Regularization(decay * batch)
+    )
+    trainer = paddle.trainer.SGD(cost, parameters, rule)
+    generator = np.random.default_rng(0)
+    steps = [
+        [(generator.random(3 * 32 * 32, np.float32), int(generator.integers(CLASSES))) for _ in range(batch)]
+        for _ in range(3)
+    ]
+    costs: list[float] = []
+    trainer.train(
+        lambda: iter(steps),
+        event_handler=lambda e: costs.append(e.cost) if isinstance(e, paddle.event.EndIteration) else None,
+    )
+
+    optimizer = torch.optim.SGD(native.parameters(), lr=lr, momentum=0.9, weight_decay=decay)
+    native.train()
+    for rows, cost_ in zip(steps, costs, strict=True):
+        images = torch.from_numpy(np.stack([image for image, _ in rows])).reshape(batch, 3, 32, 32)
+        loss = nn.functional.cross_entropy(native(images).logits, torch.tensor([label for _, label in rows]))
+        assert cost_ == pytest.approx(loss.item(), rel=1e-4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    moved = native_values(native, out)
+    for name in parameters:
+        if not name.endswith((".w1", ".w2")):  # moving statistics begin at 0 there, at 1 here
+            step = np.abs(moved[name] - began[name]).max()
+            assert np.abs(parameters[name] - moved[name]).max() <= 1e-3 * step + 1e-6, name
