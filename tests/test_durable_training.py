@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,7 +185,19 @@ def test_when_every_worker_is_dead_the_caller_goes_on_alone(monkeypatch):
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
     images += [batch.images for batch in epoch]
     assert all(torch.equal(one, other.images) for one, other in zip(images, plain[:5], strict=True))
-    assert not any(thread.is_alive() for thread in workers)
+
+
+def test_workers_killed_where_they_wait_do_not_hold_up_the_end(monkeypatch):
+    """Both wait for work when they are killed: each dies of the next word, and there may be one for the two of them."""
+    monkeypatch.setattr(loader, "PATIENCE", 0.02)
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    made = loader.DiskLoader(pictures(8, side=4), Victims(None), size=(4, 4), channels=1, batch_size=8, workers=2)
+    epoch = made.epoch(0)
+    next(epoch)
+    time.sleep(0.05)  # all is done, and both wait
+    for thread in [thread for thread in threading.enumerate() if thread.name.startswith("opsin-loader")]:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+    assert next(epoch, None) is None
 
 
 def test_an_error_of_a_picture_is_not_made_up_for():

@@ -7,6 +7,7 @@ at any batch of an epoch: a training that was interrupted goes on exactly.
 from __future__ import annotations
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -128,7 +129,7 @@ class DiskLoader(_Loader):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from number `start` on. `BadInput` names the first picture that cannot be read.
 
-        The threads end when the iterator does, or is closed.
+        The threads end when the iterator does, or is closed; one amid a picture that takes long ends after it.
         """
         places = self.places(epoch, start)  # here, so that a wrong `start` is an error now, not at the first batch
         return self._threaded(epoch, places) if self.workers else self._plain(epoch, places)
@@ -167,7 +168,10 @@ class DiskLoader(_Loader):
             self._row(images, row, place, epoch)
 
     def _threaded(self, epoch: int, batches: Iterator[np.ndarray]) -> Iterator[Batch]:
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="opsin-loader")
+        threads: list[threading.Thread] = []
+        pool = ThreadPoolExecutor(
+            self.workers, "opsin-loader", initializer=lambda: threads.append(threading.current_thread())
+        )
         waiting: deque[tuple[Tensor, np.ndarray, list[Future[None]]]] = deque()
         try:
             while True:
@@ -184,7 +188,11 @@ class DiskLoader(_Loader):
                     self._settle(task, images, row, int(places[row]), epoch)
                 yield self._batch(images, places, epoch)
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            # Not `wait=True`: a worker that was killed where it waits for work can swallow the one word that tells all to
+            # end, and the others would be waited for without end. They end with the process, then.
+            pool.shutdown(wait=False, cancel_futures=True)
+            for thread in threads:
+                thread.join(PATIENCE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
