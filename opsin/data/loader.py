@@ -188,8 +188,8 @@ class DiskLoader(_Loader):
                     self._settle(task, images, row, int(places[row]), epoch)
                 yield self._batch(images, places, epoch)
         finally:
-            # Not `wait=True`: a worker that was killed where it waits for work can swallow the one word that tells all to
-            # end, and the others would be waited for without end. They end with the process, then.
+            # Not `wait=True`: a worker that was killed where it waits for work can swallow the one word that tells all
+            # to end, and the others would be waited for without end. They end with the process, then.
             pool.shutdown(wait=False, cancel_futures=True)
             for thread in threads:
                 thread.join(PATIENCE)
