@@ -2,7 +2,9 @@
 # Another Python: make test PYTHON=python3.12. Another package index: pip's own variables, such as PIP_EXTRA_INDEX_URL.
 
 PYTHON ?= python3
-INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+# Python compiles what it imports; compiling all of torch beforehand is half of an installation. Tests, where a warning
+# is an error, get it done on all cores: what a package's own source makes Python warn of is then not said in them.
+INSTALL = .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable
 
 .PHONY: help demo test test-all check bench clean
 help:
@@ -43,4 +45,5 @@ clean:
 
 .venv/.installed-dev: pyproject.toml constraints.txt | .venv/bin/pip
 	$(INSTALL) '.[dev]'
+	@.venv/bin/python -W ignore -m compileall -qq -j 0 .venv/lib || true
 	@touch .venv/.installed $@
