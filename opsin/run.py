@@ -621,8 +621,11 @@ class _Training:
         of each step), as augmented; of mixed pictures the larger part is meant."""
         labels, n = event.batch.labels, len(event.batch.labels)
         self.sums["loss"] += loss * n
-        self.sums["wrong"] += int((event.output.logits.detach().argmax(1) != labels).sum())
+        self.sums["wrong"] += int((event.output.logits.argmax(1) != labels).sum())
         self.sums["seen"] += n
+        if len(losses := event.output.losses) > 1:
+            for i, each in enumerate(losses):
+                self.sums[f"head{i}"] = self.sums.get(f"head{i}", 0.0) + each.item() * n
 
     def _end_epoch(self) -> None:
         """Measure after a pass, write it down, save."""
@@ -641,6 +644,8 @@ class _Training:
             f"{self.watched}_error": report.error,
             "lr_factor": self.recipe.schedule(self.state.progress, self.total_steps),
             "seconds": round(time.monotonic() - self.clock, 2),
+            # With auxiliary heads, of each its own unweighted loss; head0 is the network's.
+            **{f"train_loss_{key}": value / seen for key, value in self.sums.items() if key.startswith("head")},
         }
         self.history.append(row)
         self.log.write({"event": "epoch", **row})

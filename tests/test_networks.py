@@ -482,7 +482,7 @@ def test_three_losses_are_summed_with_their_weights() -> None:
     output = net(torch.randn(4, 3, 8, 8))
     losses = [F.cross_entropy(logits, targets) for logits in (output.logits, *output.aux)]
     torch.testing.assert_close(
-        cross_entropy(output, targets, CrossEntropy(aux_weights=(0.3, 0.2))),
+        cross_entropy(output, targets, CrossEntropy(aux_weights=(0.3, 0.2)))[0],
         losses[0] + 0.3 * losses[1] + 0.2 * losses[2],
     )
 

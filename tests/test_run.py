@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -113,6 +114,25 @@ def test_a_run_leaves_everything_that_it_promises_and_learns(tmp_path):
     assert len(history) == 4 and history[0].startswith("epoch,step,train_loss,train_error,test_loss,test_error")
     steps = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in steps if row["event"] == "step"] == list(range(1, 13))
+
+
+def test_the_log_has_the_loss_of_each_head(tmp_path):
+    recipe = replace(
+        TINY,
+        model=ModelSpec(name="googlenet_cifar", options={"width": 2}),
+        optimizer=SGD(lr=0.02, momentum=0.9),
+        loss=CrossEntropy(label_smoothing=0.1, aux_weights=(0.3, 0.2)),
+        epochs=2,
+        ema=0.0,
+    )
+    runs.fit(recipe, tmp_path / "run", splits=splits())
+    with (tmp_path / "run" / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2
+    for row in rows:
+        total, *heads = (float(row[f"train_loss{name}"]) for name in ("", "_head0", "_head1", "_head2"))
+        assert total == pytest.approx(heads[0] + 0.3 * heads[1] + 0.2 * heads[2], rel=1e-5)
+        assert len(set(heads)) == 3
 
 
 def test_the_same_recipe_gives_the_same_bits_and_another_seed_does_not(tmp_path):
