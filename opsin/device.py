@@ -36,15 +36,21 @@ def channels_last(recipe: Recipe, device: torch.device, model: nn.Module) -> boo
     """Whether the network's tensors are laid out [B, H, W, C] in memory.
 
     "auto" follows benchmarks/results/layout.csv: on CPU 1.16 to 1.19 times as fast for three of four networks, the same
-    for VGG; on CUDA it is what tensor cores want (not measured by us). Never on the CPU for a network with a strided
-    1×1 convolution of fewer than 8 channels, such as a very narrow ResNet: the gradient of one, so laid out, writes
-    beyond its memory in torch 2.13, and the process crashes sooner or later.
+    for VGG; on CUDA it is what tensor cores want (not measured by us). Never where `crashes_channels_last`, as in a
+    very narrow ResNet.
     """
     if device.type == "cpu":
         for m in model.modules():
-            if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < 8:
+            if isinstance(m, nn.Conv2d) and crashes_channels_last(m.kernel_size, m.stride, m.in_channels):
                 return False
     return recipe.channels_last == "on" or (recipe.channels_last == "auto" and device.type in ("cpu", "cuda"))
+
+
+def crashes_channels_last(kernel_size: tuple[int, ...], stride: tuple[int, ...], in_channels: int) -> bool:
+    """Whether it is a strided 1×1 convolution of fewer than 8 channels: the gradient of one, laid out [B, H, W, C] on
+    the CPU, writes beyond its memory in torch 2.13, and the process crashes sooner or later.
+    """
+    return kernel_size == (1, 1) and stride != (1, 1) and in_channels < 8
 
 
 def tune() -> None:

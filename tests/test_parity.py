@@ -333,7 +333,8 @@ def test_training_equals_native() -> None:
         momentum=0.9, learning_rate=lr / batch, regularization=paddle.optimizer.L2Regularization(decay * batch)
     )
     trainer = paddle.trainer.SGD(cost, parameters, rule)
-    generator = np.random.default_rng(0)
+    # With seed 0 two values in a pooling window are equal but for rounding, and the gradient takes different ways.
+    generator = np.random.default_rng(1)
     steps = [
         [(generator.random(3 * 32 * 32, np.float32), int(generator.integers(CLASSES))) for _ in range(batch)]
         for _ in range(3)
@@ -345,9 +346,10 @@ def test_training_equals_native() -> None:
     )
 
     optimizer = torch.optim.SGD(native.parameters(), lr=lr, momentum=0.9, weight_decay=decay)
-    native.train()
+    native.to(memory_format=torch.channels_last).train()  # as v2 lays it out, so that sums run in the same order
     for rows, cost_ in zip(steps, costs, strict=True):
         images = torch.from_numpy(np.stack([image for image, _ in rows])).reshape(batch, 3, 32, 32)
+        images = images.contiguous(memory_format=torch.channels_last)
         loss = nn.functional.cross_entropy(native(images).logits, torch.tensor([label for _, label in rows]))
         assert cost_ == pytest.approx(loss.item(), rel=1e-4)
         optimizer.zero_grad()

@@ -73,7 +73,7 @@ class SGD:
             parameters.append(conf)
             parameters.confs[conf.name] = update_equation.configured(conf)
         topology.confs = [parameters.confs[conf.name] for conf in topology.confs]
-        graph = Graph([*topology.layers, *topology.extra_layers]).to(machine.device())
+        graph = Graph([*topology.layers, *topology.extra_layers]).to(machine.device()).lay_out()
         parameters.attach(graph)
         self._topology, self._parameters, self._rule = topology, parameters, update_equation
         self._updater = update_equation.bind([(parameters.confs[name], t) for name, t in graph.tensors().items()])

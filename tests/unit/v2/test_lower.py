@@ -27,14 +27,18 @@ from opsin.v2.parameters import Parameters, create
 activation, pooling, attr = paddle.activation, paddle.pooling, paddle.attr
 Array = np.ndarray
 LINEAR = activation.Linear()
+LAYOUT: list[str] = []
 FLT_MAX = 3.4028234663852886e38
 
 
-@pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
+@pytest.fixture(autouse=True, params=["plain", "channels last"])
+def layout(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test runs with the memory laid out either way."""
     graph.reset()
     torch.manual_seed(1)
-    yield
+    LAYOUT.append(request.param)
+    yield request.param
+    LAYOUT.pop()
 
 
 def dense(name: str, size: int, height: int | None = None, width: int | None = None) -> Layer:
@@ -48,6 +52,8 @@ def label(classes: int) -> Layer:
 def lowered(output: Layer, random: np.random.Generator) -> tuple[Graph, Parameters]:
     """A network whose parameters, also those that start at 0, are random; moving variances are positive."""
     parameters, net = create(output), Graph(output)
+    if LAYOUT[-1] == "channels last":
+        net.lay_out()
     parameters.attach(net)
     for name in parameters:
         values = random.standard_normal(parameters.get_shape(name)).astype(np.float32)
@@ -701,3 +707,12 @@ def test_seen_as_a_network_like_any_other() -> None:
         GraphNet(graph_of_it, "x", [x.name])
     with pytest.raises(UsageError, match="no data layer"):
         GraphNet(graph_of_it, "pixels", [out.name])
+
+
+@pytest.mark.parametrize(("channels", "stride", "expected"), [(4, 2, False), (8, 2, True), (4, 1, True)])
+def test_no_network_is_laid_out_so_that_torch_crashes(channels: int, stride: int, expected: bool) -> None:
+    x = layer.img_conv(dense("x", 3 * 36), 3, channels, num_channels=3, padding=1)
+    net = Graph(layer.img_conv(x, 1, 4, stride=stride)).lay_out()
+    first = net.tensor(x.params[0].name)
+    assert first.is_contiguous(memory_format=torch.channels_last) is expected
+    assert first.is_contiguous() is not expected
