@@ -1,8 +1,8 @@
 """Short trainings of four more networks on CIFAR-10, each meant for half an hour on two slow cores.
 
 One cycle of the rate over all passes, pad and crop, mirror, all 50,000 training pictures, the last epoch reported. The
-passes are far fewer than the papers'; decay, dropout, the optimiser and growing pictures are chosen for that, by the
-training loss of the first few hundred steps alone. What each reached stands in LOG.md.
+passes are far fewer than the papers', and dropout, the optimiser and growing pictures are meant for that; Muon was
+taken for the training loss of the first 150 to 220 steps. What each reached stands in LOG.md.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MUON = Muon(lr=0.12, momentum=0.8, sgd_lr=0.1, sgd_momentum=0.9, weight_decay=5e
 
 
 def nin_cifar() -> Recipe:
-    """Network in Network. It has no normalisation: with SGD the loss hardly falls in the first hundreds of steps.
+    """Network in Network. Without normalisation: after 200 steps SGD stood at a loss of 1.9 to 2.0, Muon at 1.6.
 
     Dropout is .1 where the paper has .5: in so few passes it learns too little, not too much by heart.
 
