@@ -108,8 +108,9 @@ class FileSource:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """N pictures. labels: int64 [N], places in `classes`. skipped: bad pictures left out on request; ignored: files
-    that were not taken for pictures."""
+    """N pictures. labels: int64 [N], places in `classes`; or, where a picture may have many labels, float32 [N, K] of
+    1 (it is there), 0 (it is not) and -1 (not known: neither learnt from nor counted). skipped: bad pictures left out
+    on request; ignored: files that were not taken for pictures."""
 
     keys: Sequence[str]
     labels: np.ndarray
@@ -120,6 +121,11 @@ class Index:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def many_labels(self) -> bool:
+        """Whether a picture may have any number of labels."""
+        return self.labels.ndim == 2
 
     def image(self, i: int, min_size: tuple[int, int] | None = None) -> Tensor:
         """Picture number i, uint8 [c, h, w], c 1 or 3. min_size: see `opsin.data.decode.decode`."""
