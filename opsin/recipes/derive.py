@@ -45,6 +45,7 @@ def derive(facts: Facts, model: str = DEFAULT, options: dict[str, Any] | None = 
     """
     size, words = _size(facts, model)
     few = facts.num_train < 10_000
+    plain = model == DEFAULT and facts.channels == 1 and not few  # characters and the like (LOG, "MNIST")
     # Pictures of 8 × 8 that were enlarged have no room for more than one pixel (LOG, "Digits").
     shift = max(1, min(2, round(min(size) / 16)))
     turn = 5 if few else 10
@@ -57,10 +58,10 @@ def derive(facts: Facts, model: str = DEFAULT, options: dict[str, Any] | None = 
         + (" and mirrored" if facts.mirror else f", turned by up to {turn}° and scaled by up to {turn} %, not mirrored")
     )
     if model == DEFAULT:
-        batch = min(64 if few else 1000, max(16, facts.num_train // 20))
+        batch = min(64 if few else 500 if plain else 1000, max(16, facts.num_train // 20))
     else:
         batch = min(128, max(16, facts.num_train // 20))
-    epochs = max(5, min(60, round(4 + 38_000 / facts.num_train)))
+    epochs = max(4, min(59, round(3 + 38_000 / facts.num_train))) + (not plain)
     recipe = Recipe(
         data=Data(name=facts.name, batch_size=batch),
         model=ModelSpec(name=model, options=options or {}),
@@ -82,6 +83,9 @@ def derive(facts: Facts, model: str = DEFAULT, options: dict[str, Any] | None = 
                 f"fewer than 10,000 pictures: {'a narrower network, ' if options is None else ''}a moving average of "
                 "its weights, and pictures that are mixed in pairs and covered in part"
             )
+        if plain and options is None:
+            recipe = replace(recipe, model=ModelSpec(name=model, options={"widths": [32, 64, 128]}))
+            words.append("grey pictures need fewer features than colours: a narrower network, and a pass less")
         recipe = replace(recipe, optimizer=_race(batch), schedule=Linear())
         if size == (32, 32) and facts.num_train >= 20_000:
             recipe = replace(recipe, augment=replace(augment, sizes=((0.0, 24), (0.4, 28), (0.7, 32))))
