@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from opsin.classifier import Classifier, Prediction
+    from opsin.data.datasets import Info
     from opsin.recipe import Recipe
     from opsin.run import Run
 
@@ -489,7 +490,7 @@ def _class_names(given: str) -> tuple[str, ...]:
     """The names of classes from a file or from a data set."""
     from opsin.data.datasets import DATASETS
 
-    if given in DATASETS:
+    if given in DATASETS and DATASETS[given].classes:
         return DATASETS[given].classes
     try:
         lines = Path(given).read_text(encoding="utf-8").splitlines()
@@ -571,10 +572,13 @@ def data_list(*, json_: Json = False) -> None:
         print_json({name: plain(info) for name, info in DATASETS.items()})
         return
     rows = [
-        (name, f"{info.size[0]}×{info.size[1]}×{info.channels}", len(info.classes), in_words(info.splits), info.title)
-        for name, info in DATASETS.items()
+        (name, _size_of(info), info.num_classes, in_words(info.splits), info.title) for name, info in DATASETS.items()
     ]
-    print_table(("name", "size", "classes", "pictures", "title"), rows, right=(2,))
+    print_table(("name", "size", "classes", "pictures", "title"), rows, right=(2,), spare=("size",))
+
+
+def _size_of(info: Info) -> str:
+    return "photographs" if info.size is None else f"{info.size[0]}×{info.size[1]}×{info.channels}"
 
 
 @data_app.command(name="show", usage="Usage: opsin data show DATA [OPTIONS]")
@@ -599,15 +603,21 @@ def data_show(
         print_json({"name": name, **plain(info), "cache": str(cache)})
         return
     print(f"{name}: {info.title}\n{info.summary}")
-    print(f"pictures  {in_words(info.splits)}; {info.size[0]}×{info.size[1]}, {info.channels} channels")
-    print(f"classes   {len(info.classes)}: {', '.join(info.classes)}")
+    print(f"pictures  {in_words(info.splits)}; {_size_of(info)}{'; many labels a picture' if info.many_labels else ''}")
+    print(f"classes   {info.num_classes}{': ' if info.classes else ''}{', '.join(info.classes)}")
     print(f"home      {info.homepage}\nterms     {info.terms}")
     if info.files:
-        print(f"cache     {cache}{'' if cache.exists() else ' (not there yet; the first training downloads it)'}")
+        absent = "not there yet; the first training downloads it" if not info.layout else "not there"
+        print(f"cache     {cache}{'' if cache.exists() else f' ({absent})'}")
     for file in info.files:
-        print(f"file      {file.name}, {file.size:,} bytes, MD5 {file.md5}")
+        known = (f"{file.size:,} bytes" if file.size else "", f"MD5 {file.md5}" if file.md5 else "")
+        print(f"file      {', '.join(filter(None, (file.name, *known)))}")
         for url in file.urls:
             print(f"          {url}")
+    if info.layout:
+        print(
+            f"Nothing is downloaded: get the files, unpack them, and give --data-dir FOLDER, which holds\n{info.layout}"
+        )
 
 
 @data_app.command(name="check", usage="Usage: opsin data check DATA [OPTIONS]")
@@ -646,28 +656,40 @@ def data_check(
 
 def _show_own_data(name: str, as_json: bool) -> None:
     """How many pictures of each class each part has; no picture is opened."""
-    import numpy as np
-
     from opsin.data.datasets import scan_parts
 
-    parts = scan_parts(name)
-    classes = next(iter(parts.values())).classes
-    counts = {part: np.bincount(index.labels, minlength=len(classes)).tolist() for part, index in parts.items()}
-    ignored = [file for index in parts.values() for file in index.ignored]
+    parts = scan_parts(name, on_bad_image="skip")
+    first = next(iter(parts.values()))
+    classes = first.classes
+    counts = {part: index.counts().tolist() for part, index in parts.items()}
+    ignored, skipped, notes = (
+        [one for index in parts.values() for one in some(index)]
+        for some in (lambda index: index.ignored, lambda index: index.skipped, lambda index: index.notes)
+    )
     if as_json:
         splits = {part: len(index) for part, index in parts.items()}
         of_class = {part: dict(zip(classes, numbers, strict=True)) for part, numbers in counts.items()}
-        print_json({"name": name, "splits": splits, "classes": list(classes), "pictures": of_class, "ignored": ignored})
+        bad = [{"file": error.path, "reason": error.reason} for error in skipped]
+        shown = {"name": name, "many_labels": first.many_labels, "splits": splits, "classes": list(classes)}
+        print_json({**shown, "pictures": of_class, "ignored": ignored, "bad": bad, "notes": notes})
         return
     rows = [(shown, *(numbers[k] for numbers in counts.values())) for k, shown in enumerate(classes)]
+    if first.many_labels:
+        rows.append(("none of these", *(int((index.labels == 0).all(1).sum()) for index in parts.values())))
+        if any(unknown := [int((index.labels < 0).any(1).sum()) for index in parts.values()]):
+            rows.append(("some not known", *unknown))
     rows.append((f"{len(classes)} classes", *map(len, parts.values())))
-    print_table(("class", *parts), rows, right=range(1, len(parts) + 1))
+    print_table(("pictures with" if first.many_labels else "class", *parts), rows, right=range(1, len(parts) + 1))
+    for note in notes:
+        print(f"note: {one_line(note)}")
+    if skipped:
+        print(f"cannot be used: {_others([str(error) for error in skipped], 'picture')}")
     if ignored:
         print(f"not used: {_others(ignored)}")
 
 
-def _others(files: Sequence[str]) -> str:
-    count = "1 other file" if len(files) == 1 else f"{len(files):,} other files, the first"
+def _others(files: Sequence[str], what: str = "other file") -> str:
+    count = f"1 {what}" if len(files) == 1 else f"{len(files):,} {what}s, the first"
     return f"{count}: {one_line(files[0])}"
 
 

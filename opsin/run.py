@@ -66,6 +66,7 @@ PREPROCESSINGS = {
 }
 EVALUATION_BATCH = 250
 SECONDS_BETWEEN_SAVES = 20.0
+SHOWN = 5  # pictures that were left out, by name
 
 
 @dataclass
@@ -332,8 +333,8 @@ def facts(name: str, splits: Splits, sample: int = 200) -> derive.Facts:
         shapes.append(picture.shape)
         tiles.append(resize(picture, 32, 32))  # one picture in memory at a time, whatever its size
     channels, height, width = max(s[0] for s in shapes), *(int(np.median([s[k] for s in shapes])) for k in (1, 2))
-    if name in datasets.DATASETS:
-        info = datasets.DATASETS[name]
+    info = datasets.DATASETS.get(name)
+    if info is not None and info.mean:
         mean, std, mirror = info.mean, info.std, name in MIRRORED
     else:
         values = torch.stack([to_channels(tile, channels) for tile in tiles]).double() / 255
@@ -403,9 +404,11 @@ class _Training:
             splits = {**splits, **split_stratified(splits["train"], fractions, recipe.seed)}
         if recipe.stop.patience and "val" not in splits:
             raise UsageError("stop.patience needs pictures to choose by: --set data.validation=0.1")
-        for index in splits.values():
-            for bad in index.skipped:
-                reporter.warn(f"left out: {bad}")
+        for note in (note for index in splits.values() for note in index.notes):
+            reporter.warn(note)
+        if bad := [str(bad) for index in splits.values() for bad in index.skipped]:
+            others = f"; and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
+            reporter.warn(f"left out: {'; '.join(bad[:SHOWN])}{others}")
         self.splits, self.classes = splits, splits["train"].classes
         # Without a validation part the test error is shown after each pass, as in the chapter; nothing is chosen by it.
         self.watched = "val" if "val" in splits else "test"

@@ -15,6 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "opsin"
 TABLE = """
     types errors storage schedule preprocess recipe
     data.rng data.decode data.sandbox data.checked data.index data.formats data.matlab data.manifest data.tar
+    data.published.place data.published.listing data.published.voc data.published.coco data.published.cub
+    data.published.dogs data.published.flowers data.published.pets data.published
     data.datasets data.loader
     augment
     models models.convnet models.layers models.lenet models.alexnet models.nin models.vgg models.googlenet

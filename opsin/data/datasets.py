@@ -2,7 +2,7 @@
 
 A named set is looked for in `data_dir`, or else in the cache: `$OPSIN_HOME/data/NAME`, or without that variable
 `$XDG_CACHE_HOME/opsin/data/NAME`, or `~/.cache/opsin/data/NAME`. Only what is missing from the cache is downloaded;
-nothing is ever written to `data_dir`.
+nothing is ever written to `data_dir`. Sets with a `layout` are never downloaded: they are large, and have terms.
 With `OPSIN_OFFLINE=1` nothing is downloaded at all.
 """
 
@@ -15,7 +15,7 @@ import re
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from opsin.data.index import Parts, Splits
+    from opsin.data.published import Layout
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # (bytes, or pictures, so far; in all)
@@ -33,8 +34,8 @@ Progress = Callable[[int, int], None]  # (bytes, or pictures, so far; in all)
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """A file that can be downloaded. size: 0 where unknown. md5: "X or Y" of a file that was published in two forms.
-    urls: the publisher's first, then mirrors of the same bytes."""
+    """A file of a data set. size: 0 where unknown. md5: "X or Y" of a file that was published in two forms, "" where
+    unknown. urls: the publisher's first, then mirrors of the same bytes."""
 
     name: str
     size: int
@@ -44,25 +45,30 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """A named data set. size: (H, W). splits: pictures in each. mean, std: per channel over the training pictures,
-    for pixels scaled to [0, 1]. terms: what is known about its use. checksums: MD5 of the pickled files inside the
-    archives, by name."""
+    """A named data set. size: (H, W); None for photographs, of many sizes. classes: () where only its files name them.
+    splits: pictures in each. mean, std: per channel over the training pictures, for pixels scaled to [0, 1]; () where
+    they are measured when they are needed. terms: what is known about its use. checksums: MD5 of the pickled files
+    inside the archives, by name. layout: a drawing of the folder, of a set that a person downloads and unpacks.
+    many_labels: whether a picture may have any number of them."""
 
     title: str
     summary: str
-    size: tuple[int, int]
-    channels: int
-    classes: tuple[str, ...]
+    num_classes: int
     splits: Mapping[str, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     homepage: str
     terms: str
+    size: tuple[int, int] | None = None
+    channels: int = 3
+    classes: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     files: tuple[File, ...] = ()
     checksums: Mapping[str, str] = field(default_factory=dict)
+    layout: str = ""
+    many_labels: bool = False
 
 
-def _mirrored(name: str, size: int, md5: str, *folders: str) -> File:
+def _file(name: str, size: int, md5: str, *folders: str) -> File:
     return File(name=name, size=size, md5=md5, urls=tuple(f"{folder}/{name}" for folder in folders))
 
 
@@ -88,12 +94,54 @@ squirrel streetcar sunflower sweet_pepper table tank telephone television tiger 
 wardrobe whale willow_tree wolf woman worm
 """
 
+_VOC_CLASSES = """
+aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep sofa
+train tvmonitor
+"""
+_VOC_HOST = "http://host.robots.ox.ac.uk/pascal/VOC"
+_VOC_TERMS = "pictures from Flickr, to be used by Flickr's terms; no licence stated for the annotations"
+_VOC_LAYOUT = """
+VOCdevkit/VOC{year}/        or that folder itself{archives}
+  JPEGImages/{example}.jpg
+  Annotations/{example}.xml
+  ImageSets/Main/{lists}
+"""
+_CUB_FILES = (
+    _file(
+        "CUB_200_2011.tgz",
+        1150585339,
+        "97eceeb196236b17998738112f37df78",
+        "https://data.caltech.edu/records/65de6-vp158/files",
+    ),
+)
+_CUB_TERMS = "no licence stated by its authors; the pictures are from Flickr, each of its photographer's"
+_CUB_LAYOUT = """
+CUB_200_2011/              or that folder itself
+  images/001.Black_footed_Albatross/*.jpg, …
+  images.txt  classes.txt  image_class_labels.txt
+  train_test_split.txt  bounding_boxes.txt
+"""
+_FLOWERS_HOSTS = ("https://www.robots.ox.ac.uk/~vgg/data/flowers/102", "http://paddlemodels.bj.bcebos.com/flowers")
+# The archive was published in two forms that hold the same pictures.
+_FLOWERS_FILES = (
+    _file("102flowers.tgz", 0, "52808999861908f626f3c1f4e79d11fa or 33bfc11892f1e405ca193ae9a9f2a118", *_FLOWERS_HOSTS),
+    _file("imagelabels.mat", 502, "e0620be6f572b9609742df49c70aed4d", *_FLOWERS_HOSTS),
+    _file("setid.mat", 14989, "a5357ecc9cb78c4bef273ce3793fc85c", *_FLOWERS_HOSTS),
+)
+_FLOWERS_TERMS = "no licence stated; its authors ask to cite Nilsback and Zisserman, ICVGIP 2008"
+_FLOWERS_LAYOUT = """
+jpg/image_00001.jpg, …     or the archive 102flowers.tgz as it is
+imagelabels.mat
+setid.mat
+"""
+
 DATASETS: dict[str, Info] = {
     "digits": Info(
         title="Optical Recognition of Handwritten Digits",
         summary="1,797 scans of handwritten digits, part of scikit-learn; the last 360 in published order are the test",
         size=(8, 8),
         channels=1,
+        num_classes=10,
         classes=_DIGITS,
         splits={"train": 1437, "test": 360},
         mean=(0.3054,),
@@ -106,13 +154,14 @@ DATASETS: dict[str, Info] = {
         summary="60,000 colour pictures of 32×32 in 10 classes; 10,000 are the test",
         size=(32, 32),
         channels=3,
+        num_classes=10,
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         splits={"train": 50000, "test": 10000},
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
         homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
         terms=_CIFAR_TERMS,
-        files=(_mirrored("cifar-10-python.tar.gz", 170498071, "c58f30108f718f92721af3b95e74349a", *_CIFAR_HOSTS),),
+        files=(_file("cifar-10-python.tar.gz", 170498071, "c58f30108f718f92721af3b95e74349a", *_CIFAR_HOSTS),),
         checksums={
             "data_batch_1": "c99cafc152244af753f735de768cd75f",
             "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -128,13 +177,14 @@ DATASETS: dict[str, Info] = {
         summary="60,000 colour pictures of 32×32 in 100 classes (the fine labels); 10,000 are the test",
         size=(32, 32),
         channels=3,
+        num_classes=100,
         classes=tuple(_CIFAR100_CLASSES.split()),
         splits={"train": 50000, "test": 10000},
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
         homepage="https://www.cs.toronto.edu/~kriz/cifar.html",
         terms=_CIFAR_TERMS,
-        files=(_mirrored("cifar-100-python.tar.gz", 169001437, "eb9058c3a382ffc7106e4002c42a8d85", *_CIFAR_HOSTS),),
+        files=(_file("cifar-100-python.tar.gz", 169001437, "eb9058c3a382ffc7106e4002c42a8d85", *_CIFAR_HOSTS),),
         checksums={
             "train": "16019d7e3df5f24257cddd939b257f8d",
             "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
@@ -146,6 +196,7 @@ DATASETS: dict[str, Info] = {
         summary="70,000 grey pictures of 28×28, handwritten digits; 10,000 are the test",
         size=(28, 28),
         channels=1,
+        num_classes=10,
         classes=_DIGITS,
         splits={"train": 60000, "test": 10000},
         mean=(0.1307,),
@@ -153,11 +204,163 @@ DATASETS: dict[str, Info] = {
         homepage="http://yann.lecun.com/exdb/mnist/",
         terms="CC BY-SA 3.0 (LeCun, Cortes and Burges 1998)",
         files=(
-            _mirrored("train-images-idx3-ubyte.gz", 9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873", *_MNIST_HOSTS),
-            _mirrored("train-labels-idx1-ubyte.gz", 28881, "d53e105ee54ea40749a09fcbcd1e9432", *_MNIST_HOSTS),
-            _mirrored("t10k-images-idx3-ubyte.gz", 1648877, "9fb629c4189551a2d022fa330f9573f3", *_MNIST_HOSTS),
-            _mirrored("t10k-labels-idx1-ubyte.gz", 4542, "ec29112dd5afa0611ce80d1b7f02629c", *_MNIST_HOSTS),
+            _file("train-images-idx3-ubyte.gz", 9912422, "f68b3c2dcbeaaa9fbdd348bbdeb94873", *_MNIST_HOSTS),
+            _file("train-labels-idx1-ubyte.gz", 28881, "d53e105ee54ea40749a09fcbcd1e9432", *_MNIST_HOSTS),
+            _file("t10k-images-idx3-ubyte.gz", 1648877, "9fb629c4189551a2d022fa330f9573f3", *_MNIST_HOSTS),
+            _file("t10k-labels-idx1-ubyte.gz", 4542, "ec29112dd5afa0611ce80d1b7f02629c", *_MNIST_HOSTS),
         ),
+    ),
+    "voc2007": Info(
+        title="PASCAL VOC 2007",
+        summary="photographs of everyday scenes, each with any of 20 classes; the benchmark trains on train and val",
+        many_labels=True,
+        num_classes=20,
+        classes=tuple(_VOC_CLASSES.split()),
+        splits={"train": 2501, "val": 2510, "test": 4952},
+        homepage=f"{_VOC_HOST}/voc2007/",
+        terms=_VOC_TERMS,
+        files=(
+            _file("VOCtrainval_06-Nov-2007.tar", 460032000, "c52e279531787c972589f7e41ab4ae64", f"{_VOC_HOST}/voc2007"),
+            _file("VOCtest_06-Nov-2007.tar", 451020800, "b6e924de25625d8de591ea690078ad9f", f"{_VOC_HOST}/voc2007"),
+        ),
+        layout=_VOC_LAYOUT.format(
+            year=2007,
+            archives=", or the two archives as they are",
+            example="000005",
+            lists="train.txt  val.txt  test.txt",
+        ),
+    ),
+    "voc2012": Info(
+        title="PASCAL VOC 2012",
+        summary="photographs of everyday scenes, each with any of 20 classes; val is the test: the labels of test are kept",
+        many_labels=True,
+        num_classes=20,
+        classes=tuple(_VOC_CLASSES.split()),
+        splits={"train": 5717, "val": 5823},
+        homepage=f"{_VOC_HOST}/voc2012/",
+        terms=_VOC_TERMS,
+        files=(
+            _file(
+                "VOCtrainval_11-May-2012.tar", 1999639040, "6cd6e144f989b92b3379bac3b3de84fd", f"{_VOC_HOST}/voc2012"
+            ),
+        ),
+        layout=_VOC_LAYOUT.format(
+            year=2012, archives=", or the archive as it is", example="2007_000027", lists="train.txt  val.txt"
+        ),
+    ),
+    "coco2017": Info(
+        title="COCO 2017",
+        summary="photographs of everyday scenes, each with any of 80 categories of objects, or none; val is the test",
+        many_labels=True,
+        num_classes=80,
+        splits={"train": 118287, "val": 5000},
+        homepage="https://cocodataset.org",
+        terms="annotations CC BY 4.0; pictures from Flickr, to be used by Flickr's terms",
+        files=(
+            _file(
+                "train2017.zip",
+                19336861798,
+                "cced6f7f71b7629ddf16f17bbcfab6b2",
+                "http://images.cocodataset.org/zips",
+            ),
+            _file("val2017.zip", 815585330, "442b8da7639aecaf257c1dceb8ba8c80", "http://images.cocodataset.org/zips"),
+            _file(
+                "annotations_trainval2017.zip",
+                252907541,
+                "f4bbac642086de4f52a3fdda2de5fa2c",
+                "http://images.cocodataset.org/annotations",
+            ),
+        ),
+        layout="""
+train2017/000000000009.jpg, …      or in images/
+val2017/000000000139.jpg, …
+annotations/instances_train2017.json
+annotations/instances_val2017.json
+""",
+    ),
+    "cub200": Info(
+        title="CUB-200-2011",
+        summary="11,788 photographs of 200 kinds of birds",
+        num_classes=200,
+        splits={"train": 5994, "test": 5794},
+        homepage="https://www.vision.caltech.edu/datasets/cub_200_2011/",
+        terms=_CUB_TERMS,
+        files=_CUB_FILES,
+        layout=_CUB_LAYOUT,
+    ),
+    "cub200-boxes": Info(
+        title="CUB-200-2011, birds cut out",
+        summary="cub200, of each photograph only the published box around its bird",
+        num_classes=200,
+        splits={"train": 5994, "test": 5794},
+        homepage="https://www.vision.caltech.edu/datasets/cub_200_2011/",
+        terms=_CUB_TERMS,
+        files=_CUB_FILES,
+        layout=_CUB_LAYOUT,
+    ),
+    "dogs120": Info(
+        title="Stanford Dogs",
+        summary="20,580 photographs of 120 breeds of dogs, pictures of ImageNet",
+        num_classes=120,
+        splits={"train": 12000, "test": 8580},
+        homepage="http://vision.stanford.edu/aditya86/ImageNetDogs/",
+        terms="no licence stated; the pictures are ImageNet's, whose terms allow research and teaching only",
+        files=(
+            _file("images.tar", 793579520, "", "http://vision.stanford.edu/aditya86/ImageNetDogs"),
+            _file("lists.tar", 481280, "", "http://vision.stanford.edu/aditya86/ImageNetDogs"),
+        ),
+        layout="""
+Images/n02085620-Chihuahua/*.jpg, …
+train_list.mat  test_list.mat      here or in lists/
+                           or the two archives as they are
+""",
+    ),
+    "flowers102": Info(
+        title="Oxford Flowers-102",
+        summary="8,189 photographs of 102 kinds of flowers; ten of each for training, ten for validation",
+        num_classes=102,
+        splits={"train": 1020, "val": 1020, "test": 6149},
+        homepage="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
+        terms=_FLOWERS_TERMS,
+        files=_FLOWERS_FILES,
+        layout=_FLOWERS_LAYOUT,
+    ),
+    "flowers102-swapped": Info(
+        title="Oxford Flowers-102, swapped",
+        summary="flowers102 with the published test part for training and the training part as the test",
+        num_classes=102,
+        splits={"train": 6149, "val": 1020, "test": 1020},
+        homepage="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
+        terms=_FLOWERS_TERMS,
+        files=_FLOWERS_FILES,
+        layout=_FLOWERS_LAYOUT,
+    ),
+    "pets37": Info(
+        title="Oxford-IIIT Pet",
+        summary="7,349 photographs of 37 breeds of cats and dogs; train is the published trainval",
+        num_classes=37,
+        splits={"train": 3680, "test": 3669},
+        homepage="https://www.robots.ox.ac.uk/~vgg/data/pets/",
+        terms="CC BY-SA 4.0; the copyright of the pictures remains with their owners",
+        files=(
+            _file(
+                "images.tar.gz",
+                791918971,
+                "5c4f3ee8e5d25df40f4fd59a7f44e54c",
+                "https://www.robots.ox.ac.uk/~vgg/data/pets/data",
+            ),
+            _file(
+                "annotations.tar.gz",
+                19173078,
+                "95a8c909bbe2e81eed6a22bccdf3f68f",
+                "https://www.robots.ox.ac.uk/~vgg/data/pets/data",
+            ),
+        ),
+        layout="""
+images/Abyssinian_1.jpg, …
+annotations/trainval.txt
+annotations/test.txt       or the two archives as they are
+""",
     ),
 }
 
@@ -179,32 +382,74 @@ def load(
     parts. on_bad_image: "error", or "skip" to leave out and list what cannot be read.
     """
     name = os.fspath(name_or_path)
-    if name in DATASETS:
+    if name in DATASETS and not DATASETS[name].layout:
         return _named(name, Path(data_dir) if data_dir else None, progress)
     from opsin.data.index import in_splits, printable
 
-    return in_splits(read_parts(name, on_bad_image=on_bad_image, progress=progress), printable(name), seed)
+    parts = read_parts(name, data_dir=data_dir, on_bad_image=on_bad_image, progress=progress)
+    return in_splits(parts, printable(name), seed)
 
 
-def read_parts(path: str | os.PathLike[str], *, on_bad_image: str = "error", progress: Progress | None = None) -> Parts:
-    """`scan_parts`, and the pictures checked as `opsin.data.index.checked` does."""
+def read_parts(
+    name_or_path: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] = "",
+    on_bad_image: str = "error",
+    progress: Progress | None = None,
+) -> Parts:
+    """The parts of a named data set with a `layout`, or of a path as `scan_parts` finds them; and the pictures checked
+    as `opsin.data.index.checked` does."""
     from opsin.data.index import CHECKERS, checked
     from opsin.data.sandbox import Decoders
 
-    parts = scan_parts(path, on_bad_image=on_bad_image)
+    parts = _parts(os.fspath(name_or_path), data_dir, on_bad_image)
     with Decoders(CHECKERS) as decoders:
         return {
             name: checked(index, on_bad_image, progress=progress, decoders=decoders) for name, index in parts.items()
         }
 
 
+def _parts(name: str, data_dir: str | os.PathLike[str], on_bad_image: str) -> Parts:
+    """The parts of a named set with a `layout`, as many pictures as published, or those of a path."""
+    if name not in DATASETS:
+        return scan_parts(name, on_bad_image=on_bad_image)
+    from opsin.data import published
+    from opsin.data.index import ordered
+
+    place = os.fspath(data_dir or cache_folder(name))
+    try:
+        parts = published.READERS[name](place, on_bad_image="skip")
+    except BadInput:
+        raise
+    except DataError as error:
+        raise DataError(
+            f"{error}; opsin data show {name} says where to get it, and how its folder must look"
+        ) from error
+    expected, found = DATASETS[name].splits, {part: len(index) for part, index in parts.items()}
+    if found != expected:
+        missing = parts[next(iter(parts))].skipped
+        raise DataError(
+            f"{place}: not the whole of {name}: expected {_in_words(expected)} pictures, found {_in_words(found)}"
+            + (f" ({missing[0]})" if missing else "")
+            + f"; to use what is there, give the folder in place of the name: {place} --on-bad-image skip"
+        )
+    return ordered(parts)
+
+
+def _in_words(splits: Mapping[str, int]) -> str:
+    return ", ".join(f"{part} {count:,}" for part, count in splits.items())
+
+
 def scan_parts(path: str | os.PathLike[str], *, on_bad_image: str = "error") -> Parts:
-    """The parts of a person's own data, or `opsin.data.index.WHOLE` of what has none: a folder of class folders, a CSV,
-    TSV or list of paths and labels, a folder of such lists, or a tar of class folders. No picture is opened."""
-    from opsin.data import index, manifest, tar
+    """The parts of a person's own data, or `opsin.data.index.WHOLE` of what has none: a folder in one of the layouts
+    of `opsin.data.published`, a folder of class folders, a CSV, TSV or list of paths and labels, a folder of such
+    lists, or a tar of class folders. No picture is opened."""
+    from opsin.data import index, manifest, published, tar
 
     name = os.fspath(path)
     if os.path.isdir(name):
+        if layout := published.layout(name):
+            return _with_note(layout, layout.read(name, on_bad_image=on_bad_image))
         lists = manifest.find(name)
         if lists and not index.split_folders(name):
             return manifest.scan_parts(lists, on_bad_image=on_bad_image)
@@ -213,14 +458,27 @@ def scan_parts(path: str | os.PathLike[str], *, on_bad_image: str = "error") -> 
         raise UsageError(f"{name!r} is no folder here and no data set; {near(name, DATASETS)}")
     if name.lower().endswith(manifest.EXTENSIONS):
         return manifest.scan_parts(name, on_bad_image=on_bad_image)
-    published = {file.name for info in DATASETS.values() for file in info.files}
-    if os.path.basename(name) in published or not tar.is_tar(name):
+    archives = {file.name for info in DATASETS.values() if not info.layout for file in info.files}
+    if os.path.basename(name) in archives or not tar.is_tar(name):
         raise UsageError(
             f"{name}: expected a folder of pictures, a list of them ({', '.join(manifest.EXTENSIONS)}), a tar, or the "
             f"name of a data set ({', '.join(DATASETS)}); for an archive of a named data set, give the name and the "
             "archive as the data folder"
         )
     return tar.scan_parts(name, on_bad_image=on_bad_image)
+
+
+def _with_note(layout: Layout, parts: Parts) -> Parts:
+    """In the order train, val, test; and it is said when this is a part of a published set, not the whole."""
+    from opsin.data.index import ordered
+
+    published = DATASETS[layout.name].splits if layout.name else {}
+    found = {part: len(index) for part, index in parts.items()}
+    if layout.name and found != published:
+        first = next(iter(parts))
+        note = f"a part of {layout.title}: {_in_words(found)} pictures of {_in_words(published)}"
+        parts = {**parts, first: replace(parts[first], notes=(note, *parts[first].notes))}
+    return ordered(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,19 +495,19 @@ class Health:
 def check(
     name_or_path: str | os.PathLike[str], *, data_dir: str | os.PathLike[str] = "", progress: Progress | None = None
 ) -> Health:
-    """Read and decode every picture of a data set; of a named one, compare what is read with its checksums instead.
+    """Read and decode every picture of a data set; of one whose files have checksums, compare these instead.
 
     The check that `load` makes of a folder, but it names everything that is bad. Raises `DataError` when there is no
-    data set to be checked, and for a named one whose files are damaged.
+    data set to be checked, and for a named one whose files are damaged or not all there.
     """
     from opsin.data import index as indices
     from opsin.data.sandbox import Decoders
 
     name = os.fspath(name_or_path)
-    if name in DATASETS:
+    if name in DATASETS and not DATASETS[name].layout:
         parts = load(name, data_dir=data_dir, progress=progress)
     else:
-        parts = scan_parts(name, on_bad_image="skip")
+        parts = _parts(name, data_dir, "skip")
     bad: list[BadInput] = []
     formats: Counter[str] = Counter()
     with Decoders(indices.CHECKERS) as decoders:

@@ -107,10 +107,37 @@ class FileSource:
 
 
 @dataclass(frozen=True, eq=False)
+class BoxSource:
+    """The parts of pictures that lie in their boxes. boxes: float64 [N, 4], x, y, width and height in pixels."""
+
+    source: Source
+    boxes: np.ndarray
+
+    def image(self, i: int, min_size: tuple[int, int] | None = None) -> Tensor:
+        image = self.source.image(i)  # at full size: the box is in its pixels
+        x, y, width, height = self.boxes[i].tolist()
+        left, top = max(0, math.floor(x)), max(0, math.floor(y))
+        part = image[:, top : max(0, math.ceil(y + height)), left : max(0, math.ceil(x + width))]
+        if not part.numel():
+            size = f"{image.shape[1]}×{image.shape[2]}"
+            raise BadInput(self.name(i), f"its box {[x, y, width, height]} lies outside the picture of {size}")
+        return part.contiguous()
+
+    def data(self, i: int) -> bytes:
+        return self.source.data(i)
+
+    def name(self, i: int) -> str:
+        return self.source.name(i)
+
+    def subset(self, indices: np.ndarray) -> BoxSource:
+        return BoxSource(self.source.subset(indices), self.boxes[indices])
+
+
+@dataclass(frozen=True, eq=False)
 class Index:
     """N pictures. labels: int64 [N], places in `classes`; or, where a picture may have many labels, float32 [N, K] of
     1 (it is there), 0 (it is not) and -1 (not known: neither learnt from nor counted). skipped: bad pictures left out
-    on request; ignored: files that were not taken for pictures."""
+    on request; ignored: files that were not taken for pictures; notes: what else a person should be told."""
 
     keys: Sequence[str]
     labels: np.ndarray
@@ -118,6 +145,7 @@ class Index:
     source: Source
     skipped: tuple[BadInput, ...] = ()
     ignored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -126,6 +154,12 @@ class Index:
     def many_labels(self) -> bool:
         """Whether a picture may have any number of labels."""
         return self.labels.ndim == 2
+
+    def counts(self) -> np.ndarray:
+        """How many pictures have each label, int64 [K]."""
+        if self.many_labels:
+            return (self.labels == 1).sum(0)
+        return np.bincount(self.labels, minlength=len(self.classes))
 
     def image(self, i: int, min_size: tuple[int, int] | None = None) -> Tensor:
         """Picture number i, uint8 [c, h, w], c 1 or 3. min_size: see `opsin.data.decode.decode`."""
@@ -171,6 +205,15 @@ def read(path: str | os.PathLike[str], max_bytes: int | None = None) -> bytes:
             return data
     except OSError as error:
         raise BadInput(name, f"cannot be read: {error.strerror or error}") from error
+
+
+def absent(path: str) -> str:
+    """Why there is no regular file at `path`; "" when there is."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        return str(getattr(error, "strerror", error))
+    return "" if stat.S_ISREG(mode) else f"{kind_of_file(mode)}, not a regular file"
 
 
 def kind_of_file(mode: int) -> str:
@@ -395,7 +438,10 @@ def split_stratified(index: Index, fractions: Mapping[str, float], seed: int) ->
             chosen[name].append(part)
     splits = {name: index.subset(np.sort(np.concatenate(parts))) for name, parts in chosen.items()}
     first = next(iter(fractions))
-    return {name: part if name == first else replace(part, skipped=(), ignored=()) for name, part in splits.items()}
+    return {
+        name: part if name == first else replace(part, skipped=(), ignored=(), notes=())
+        for name, part in splits.items()
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -431,7 +477,7 @@ def check(
     tried again the next time. Pictures that are arrays have nothing to be checked. decoders: whose workers to use, in
     place of `workers` own ones.
     """
-    source = index.source
+    source = index.source.source if isinstance(index.source, BoxSource) else index.source
     if isinstance(source, ArraySource):
         return Findings({}, Counter({"array": len(index)}))
     memory = _Memory(source) if isinstance(source, FileSource) and len(index) else None
@@ -514,7 +560,7 @@ def without(index: Index, bad: Mapping[int, BadInput]) -> Index:
     if not bad:
         return index
     kept = index.subset([i for i in range(len(index)) if i not in bad])
-    empty = [index.classes[k] for k in np.setdiff1d(index.labels, kept.labels)]
+    empty = [index.classes[k] for k in np.flatnonzero((index.counts() > 0) & (kept.counts() == 0))]
     if empty:
         first = next(iter(bad.values()))
         raise DataError(f"no picture that can be read is left in {', '.join(empty)}; the first that cannot: {first}")

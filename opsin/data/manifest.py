@@ -19,7 +19,6 @@ import csv
 import io
 import os
 import re
-import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +31,7 @@ from opsin.data.index import (
     FileSource,
     Index,
     Parts,
-    kind_of_file,
+    absent,
     ordered,
     printable,
     read,
@@ -101,12 +100,12 @@ def scan_parts(
                 at = f"line {line}" if where == name else f"line {line} of {where}"
                 other = "" if label == row.label else f", there as {label!r}"
                 problem = f"{row.path!r} is listed before, in {at}{other}"
-            if not problem and (absent := _absent(path)):
+            if not problem and (reason := absent(path)):
                 if on_bad_image == "skip":
-                    bad.append(BadInput(printable(path), f"{absent} (line {row.line} of {name})"))
+                    bad.append(BadInput(printable(path), f"{reason} (line {row.line} of {name})"))
                     lost.setdefault(row.label, bad[-1])
                     continue
-                problem = f"{row.path!r}: {absent}"
+                problem = f"{row.path!r}: {reason}"
             if problem:
                 problems.append((row, problem))
                 continue
@@ -140,21 +139,12 @@ def scan_parts(
     return parts if WHOLE in parts else ordered(parts)
 
 
-def _absent(path: str) -> str:
-    """Why there is no regular file at `path`; "" when there is."""
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError) as error:  # ValueError: a zero byte
-        return str(getattr(error, "strerror", error))
-    return "" if stat.S_ISREG(mode) else f"{kind_of_file(mode)}, not a regular file"
-
-
 def _complaint(problems: Sequence[tuple[Row, str]], rows: int, folder: str) -> str:
     shown = "; ".join(f"line {row.line}: {problem}" for row, problem in problems[:SHOWN])
     more = f"; and {len(problems) - SHOWN:,} more" if len(problems) > SHOWN else ""
     hint = f" ({HINT})" if problems[0][0].line == 1 else ""
     labels = [row.label for row, _ in problems[:SHOWN]]
-    if all(label and not _absent(os.path.join(folder, label)) for label in labels):
+    if all(label and not absent(os.path.join(folder, label)) for label in labels):
         hint = " (the labels are files: are the two columns the wrong way round?)"
     return f"{len(problems):,} of {rows:,} rows cannot be used: {shown}{more}{hint}"
 

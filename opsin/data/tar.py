@@ -114,6 +114,33 @@ def files(path: Path | str | os.PathLike[str]) -> Iterator[tuple[str, bytes]]:
             yield name, archive.read(member.offset_data, member.size)
 
 
+class Members:
+    """The regular files of an archive by their names, "./" left out; each is read by its offset, none is extracted."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._archive = _Archive(path)
+        tree = _read(self._archive, [])  # what is no regular file, or has an impossible name, is not there
+        self._places = {_join(folder, name): at for folder, inner in tree.files.items() for name, at in inner.items()}
+        self._folders = tree.below.keys()
+
+    def has_folder(self, name: str) -> bool:
+        return name in self._folders
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """The content of a file that is there."""
+        offset, size = self._places[name]
+        if size > max_bytes:
+            raise BadInput(f"{self._archive.name}/{printable(name)}", f"{size:,} bytes; expected at most {max_bytes:,}")
+        return self._archive.read(offset, size)
+
+    def source(self, names: Sequence[str]) -> TarSource:
+        places = np.array([self._places[name] for name in names], dtype=np.int64).reshape(-1, 2)
+        return TarSource(self._archive, [printable(name) for name in names], places)
+
+
 @dataclass(frozen=True, eq=False)
 class TarSource:
     """Pictures in a tar. names: for messages. places: int64 [N, 2], offset and size in bytes of each."""

@@ -13,24 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from opsin.data import index, matlab, tar
-from opsin.data.datasets import File
+from opsin.data import index, tar
+from opsin.data.datasets import DATASETS
+from opsin.data.published import flowers as published
 from opsin.errors import BadInput
 from opsin.v2 import image
 from opsin.v2.dataset import common
 from opsin.v2.reader.decorator import Reader, map_readers, xmap_readers
 
-_HOSTS = ("https://www.robots.ox.ac.uk/~vgg/data/flowers/102", "http://paddlemodels.bj.bcebos.com/flowers")
-
-
-def _file(name: str, size: int, md5: str) -> File:
-    return File(name=name, size=size, md5=md5, urls=tuple(f"{host}/{name}" for host in _HOSTS))
-
-
-# The archive was published in two forms that hold the same pictures.
-DATA = _file("102flowers.tgz", 0, "52808999861908f626f3c1f4e79d11fa or 33bfc11892f1e405ca193ae9a9f2a118")
-LABELS = _file("imagelabels.mat", 502, "e0620be6f572b9609742df49c70aed4d")
-SETS = _file("setid.mat", 14989, "a5357ecc9cb78c4bef273ce3793fc85c")
+DATA, LABELS, SETS = DATASETS["flowers102"].files
 MEAN = (103.94, 116.78, 123.68)  # blue, green, red
 
 Mapper = Callable[[tuple[bytes, int]], Any]
@@ -46,19 +37,9 @@ def default_mapper(is_train: bool, sample: tuple[bytes, int]) -> tuple[np.ndarra
 train_mapper, test_mapper = partial(default_mapper, True), partial(default_mapper, False)
 
 
-def _numbers(file: File, variable: str) -> np.ndarray:
-    path = common.get(file, "flowers")
-    arrays = matlab.read_mat(index.read(path), path)
-    if variable not in arrays:
-        raise BadInput(path, f"holds {', '.join(arrays) or 'no arrays'}; expected {variable}")
-    return arrays[variable].reshape(-1).astype(np.int64)
-
-
 def _reader(variable: str, mapper: Mapper, buffered_size: int, use_xmap: bool) -> Reader:
-    archive, labels, wanted = common.get(DATA, "flowers"), _numbers(LABELS, "labels"), _numbers(SETS, variable)
-    if wanted.min(initial=1) < 1 or wanted.max(initial=1) > len(labels):
-        raise BadInput(SETS.name, f"{variable}: pictures {wanted.min()} to {wanted.max()}, but {len(labels)} labels")
-    label_of = {f"jpg/image_{number:05d}.jpg": int(labels[number - 1]) - 1 for number in wanted.tolist()}
+    archive, labels, sets = (common.get(file, "flowers") for file in (DATA, LABELS, SETS))
+    label_of = published.pictures(index.read(labels), labels, index.read(sets), sets, variable)
 
     def pictures() -> Iterator[tuple[bytes, int]]:
         missing = set(label_of)
