@@ -1,4 +1,4 @@
-"""From what a publisher lists to the parts of a data set: names checked, pictures that are not there left out or said."""
+"""From what a publisher lists to the parts of a data set: names checked, absent pictures left out or said."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def parts_of(
 
 
 def _part(place: Place, listing: Listing, index: Index, kept: np.ndarray) -> Index:
-    names = [listing.names[i] for i in kept]
+    names = [listing.names[i] for i in kept.tolist()]
     source = place.source(names)
     if listing.boxes is not None:
         source = BoxSource(source, listing.boxes[kept])
