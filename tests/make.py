@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
 import struct
 import tarfile
 import zlib
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.io
 import pytest
 from hypothesis import strategies as st
 from PIL import Image
@@ -201,6 +203,75 @@ def flowers(count: int = 9, side: int = 24) -> dict[str, bytes]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Sets of photographs: name of each file → its bytes
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _jpeg(side: int = 24) -> bytes:
+    return encode(gradient(side, side + 8), "JPEG")
+
+
+def voc() -> dict[str, bytes]:
+    """Two pictures to train on, one to test on; in the second the only cat is difficult, in the third one of two is."""
+    objects = {"a": [("dog", 0)], "b": [("cat", 1), ("dog", 0)], "c": [("cat", 1), ("cat", 0)]}
+    files = {"ImageSets/Main/train.txt": b"a\nb\n", "ImageSets/Main/test.txt": b"c\n"}
+    for name, some in objects.items():
+        inner = "".join(f"<object><name>{c}</name><difficult>{d}</difficult></object>" for c, d in some)
+        files[f"Annotations/{name}.xml"] = f"<annotation>{inner}</annotation>".encode()
+        files[f"JPEGImages/{name}.jpg"] = _jpeg()
+    return files
+
+
+def coco() -> dict[str, bytes]:
+    """Three pictures; the second is of a crowd, the third of nothing."""
+    document = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": 32} for i in (7, 8, 9)],
+        "categories": [{"id": 5, "name": "cat"}, {"id": 2, "name": "person"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 5, "iscrowd": 0, "bbox": [0.5, 1, 2, 3]},
+            {"id": 2, "image_id": 8, "category_id": 2, "iscrowd": 1, "segmentation": {"counts": [1, 2]}},
+        ],
+    }
+    pictures = {f"val2017/{i}.jpg": _jpeg() for i in (7, 8, 9)}
+    return {"annotations/instances_val2017.json": json.dumps(document).encode(), **pictures}
+
+
+def cub() -> dict[str, bytes]:
+    """Four pictures of two birds, each with a box of 10×6 pixels at (4, 2)."""
+    names = [f"{bird}/{bird[4:]}_{i}.jpg" for bird in ("001.Auk", "002.Wren") for i in (1, 2)]
+    lists = {
+        "images.txt": [*enumerate(names, 1)],
+        "classes.txt": [(1, "001.Auk"), (2, "002.Wren")],
+        "image_class_labels.txt": [(i, 1 + i // 3) for i in (1, 2, 3, 4)],
+        "train_test_split.txt": [(i, i % 2) for i in (1, 2, 3, 4)],
+        "bounding_boxes.txt": [(i, "4.0 2.0 10.0 6.0") for i in (1, 2, 3, 4)],
+    }
+    texts = {name: "".join(f"{i} {rest}\n" for i, rest in rows).encode() for name, rows in lists.items()}
+    return texts | {f"images/{name}": _jpeg() for name in names}
+
+
+def dogs() -> dict[str, bytes]:
+    """Two breeds, one picture of each in each part."""
+    files: dict[str, bytes] = {}
+    for part, i in (("train", 1), ("test", 2)):
+        names = [f"n01-Pug/n01_{i}.jpg", f"n02-Toy-Poodle/n02_{i}.jpg"]
+        file = io.BytesIO()
+        cells = np.array([[name] for name in names], dtype=object)
+        scipy.io.savemat(file, {"file_list": cells, "labels": np.array([[1.0], [2.0]])}, do_compression=True)
+        files[f"{part}_list.mat"] = file.getvalue()
+        files |= {f"Images/{name}": _jpeg() for name in names}
+    return files
+
+
+def pets() -> dict[str, bytes]:
+    """Two breeds, numbered 1 and 6, one picture of each in each part."""
+    lists = {"trainval": 1, "test": 2}
+    texts = {f"annotations/{part}.txt": f"#list\nBengal_{i} 6 1 5\nab_c_{i} 1 1 1\n" for part, i in lists.items()}
+    pictures = {f"images/{breed}_{i}.jpg": _jpeg() for breed in ("Bengal", "ab_c") for i in (1, 2)}
+    return {name: text.encode() for name, text in texts.items()} | pictures
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # MNIST
 # ---------------------------------------------------------------------------------------------------------------------
 
@@ -235,6 +306,7 @@ def mnist(counts: tuple[int, int] = (60, 30), packed: bool = True) -> dict[str, 
 def write(folder: Path, files: Mapping[str, bytes]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
 

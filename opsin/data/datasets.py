@@ -250,7 +250,7 @@ DATASETS: dict[str, Info] = {
     ),
     "coco2017": Info(
         title="COCO 2017",
-        summary="photographs of everyday scenes, each with any of 80 categories of objects, or none; the labels of test are not published",
+        summary="photographs of everyday scenes, each with any of 80 categories, or none; test has no published labels",
         many_labels=True,
         num_classes=80,
         splits={"train": 118287, "val": 5000},

@@ -1,0 +1,195 @@
+"""Data sets of photographs as published: what each reader gives, and what it refuses."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from opsin.data import published
+from opsin.data.datasets import DATASETS, load, scan_parts
+from opsin.data.published import voc
+from opsin.errors import BadInput, DataError
+from tests import make
+
+SETS = {"PASCAL VOC": make.voc, "COCO": make.coco, "CUB-200-2011": make.cub, "Stanford Dogs": make.dogs}
+SETS |= {"Oxford-IIIT Pet": make.pets, "Oxford Flowers-102": make.flowers}
+LISTS = {
+    "PASCAL VOC": ("Annotations/b.xml", "ImageSets/Main/train.txt"),
+    "COCO": ("annotations/instances_val2017.json",),
+    "CUB-200-2011": ("images.txt", "classes.txt", "image_class_labels.txt", "train_test_split.txt"),
+    "Stanford Dogs": ("train_list.mat",),
+    "Oxford-IIIT Pet": ("annotations/trainval.txt",),
+    "Oxford Flowers-102": ("imagelabels.mat", "setid.mat"),
+}
+
+
+def labels(parts):
+    return {part: index.labels.tolist() for part, index in parts.items()}
+
+
+@pytest.mark.parametrize("title", SETS)
+def test_a_folder_is_recognised_and_its_pictures_decode(title, tmp_path):
+    folder = make.write(tmp_path, SETS[title]())
+    layout = published.layout(str(folder))
+    assert layout is not None and layout.title == title
+    for index in scan_parts(folder).values():
+        assert len(index) and all(index.image(i).ndim == 3 for i in range(len(index)))
+
+
+def test_voc_difficult_objects_count_neither_way(tmp_path):
+    for folder in (tmp_path / "one", tmp_path / "kit/VOCdevkit/VOC2007"):
+        make.write(folder, make.voc())
+    for folder in (tmp_path / "one", tmp_path / "kit", tmp_path / "kit/VOCdevkit"):
+        parts = scan_parts(folder)
+        assert parts["train"].classes == ("cat", "dog")
+        assert labels(parts) == {"train": [[0, 1], [-1, 1]], "test": [[1, 0]]}
+
+
+def test_coco_crowds_count_and_pictures_of_nothing_are_kept(tmp_path):
+    val = scan_parts(make.write(tmp_path, make.coco()))["val"]
+    assert val.classes == ("person", "cat") and val.labels.dtype == np.float32
+    assert val.labels.tolist() == [[0, 1], [1, 0], [0, 0]]
+
+
+def test_cub_with_and_without_its_labels_and_boxes(tmp_path):
+    folder = make.write(tmp_path, make.cub())
+    parts = scan_parts(folder)
+    assert labels(parts) == {"train": [0, 1], "test": [0, 1]}
+    assert tuple(parts["train"].image(0).shape) == (3, 24, 32)
+    boxes = published.READERS["cub200-boxes"](str(folder))["train"]
+    assert tuple(boxes.image(1).shape) == (3, 6, 10)
+    assert (boxes.image(1) == parts["train"].image(1)[:, 2:8, 4:14]).all()
+    (folder / "image_class_labels.txt").unlink()
+    assert labels(scan_parts(folder)) == labels(parts)
+
+
+def test_dogs_and_pets_are_called_by_their_breeds(tmp_path):
+    dogs, pets = (scan_parts(make.write(tmp_path / f.__name__, f())) for f in (make.dogs, make.pets))
+    assert dogs["train"].classes == ("Pug", "Toy-Poodle") and labels(dogs) == {"train": [0, 1], "test": [0, 1]}
+    assert pets["train"].classes == ("ab_c", "Bengal") and labels(pets) == {"train": [1, 0], "test": [1, 0]}
+
+
+def test_flowers_swapped_trains_on_the_published_test_part(tmp_path):
+    folder = str(make.write(tmp_path, make.flowers(9)))
+    official, swapped = (published.READERS[name](folder) for name in ("flowers102", "flowers102-swapped"))
+    assert labels(official) == {"train": [19, 49, 79], "val": [29, 59, 89], "test": [9, 39, 69]}
+    assert labels(swapped) == {"train": [9, 39, 69], "val": [29, 59, 89], "test": [19, 49, 79]}
+
+
+def test_absent_pictures_are_an_error_or_left_out(tmp_path):
+    folder = make.write(tmp_path, make.cub())
+    for name in ("Wren_1", "Wren_2"):
+        (folder / f"images/002.Wren/{name}.jpg").unlink()
+    with pytest.raises(BadInput, match="2 rows of 4 cannot be used; to go on without them: --on-bad-image skip"):
+        scan_parts(folder)
+    parts = scan_parts(folder, on_bad_image="skip")
+    assert parts["train"].classes == ("001.Auk",) and len(parts["train"].skipped) == 2
+    assert any("1 of 2 classes have no picture here" in note for note in parts["train"].notes)
+    with pytest.raises(DataError, match="not the whole of cub200.*give the folder in place of the name"):
+        load("cub200", data_dir=folder)
+
+
+@pytest.mark.parametrize(
+    ("xml", "reason"),
+    [
+        (b'<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotation>&e;</annotation>', "DOCTYPE"),
+        (b"<annotation>" + b"<a>" * 20 + b"</a>" * 20 + b"</annotation>", "16 elements in each other"),
+        (b"<annotation>" + b"<object><name>x</name></object>" * 10_001 + b"</annotation>", "10,000 objects"),
+        (b"<annotation><object/></annotation>", "without a name"),
+        (b"<html/>", "not annotation"),
+    ],
+)
+def test_xml_that_is_refused(xml, reason):
+    with pytest.raises(BadInput, match=reason):
+        voc.parse(xml, "a.xml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (b'"7.jpg"', b'"../7.jpg"', "expected a file below its folder"),
+        (b'"7.jpg"', b'"/etc/passwd"', "expected a file below its folder"),
+        (b'"id": 8', b'"id": 7', "two have the same id"),
+        (b'"image_id": 7', b'"image_id": 1', "not listed"),
+        (b'"category_id": 5', b'"category_id": 4', "not listed"),
+        (b'"id": 7', b'"id": "7"', "expected an object with id"),
+    ],
+)
+def test_coco_that_is_refused(old, new, reason, tmp_path):
+    files = make.coco()
+    name = "annotations/instances_val2017.json"
+    assert old in files[name]
+    with pytest.raises(BadInput, match=reason):
+        scan_parts(make.write(tmp_path, {**files, name: files[name].replace(old, new, 1)}))
+
+
+@pytest.mark.parametrize(("title", "name"), [(title, name) for title, names in LISTS.items() for name in names])
+def test_a_damaged_list_gives_an_index_or_one_error(title, name, tmp_path):
+    files = SETS[title]()
+    folder = make.write(tmp_path, files)
+    (layout,) = (layout for layout in published.LAYOUTS if layout.title == title)
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.data())
+    def check(draw):
+        (folder / name).write_bytes(make.mutated(files[name], draw))
+        try:
+            parts = layout.read(str(folder), on_bad_image="skip")
+        except DataError as error:
+            assert str(folder) in str(error)
+        else:
+            assert all(len(index) == len(index.labels) > 0 for index in parts.values())
+
+    check()
+
+
+def test_names_have_readers_and_say_how_to_get_them():
+    names = {name for name, info in DATASETS.items() if info.layout}
+    assert names == set(published.READERS)
+    assert all(DATASETS[name].files and DATASETS[name].terms and DATASETS[name].homepage for name in names)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Samples of the published sets, where OPSIN_SAMPLES names their folder
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def samples():
+    if not os.environ.get("OPSIN_SAMPLES"):
+        pytest.skip("OPSIN_SAMPLES names no folder")
+    return Path(os.environ["OPSIN_SAMPLES"])
+
+
+def test_bccd_has_platelets_in_201_of_364(samples):
+    parts = scan_parts(samples / "bccd_voc")
+    assert parts["train"].classes == ("Platelets", "RBC", "WBC")
+    assert sum(map(len, parts.values())) == 364 and sum(p.counts()[0] for p in parts.values()) == 201
+
+
+def test_coco_sample_has_one_picture_without_object(samples):
+    val = scan_parts(samples / "coco_tiny")["val"]
+    assert len(val.classes) == 80 and (val.labels == 0).all(1).sum() == 1
+
+
+def test_cub_sample_splits_ten_pictures_that_it_does_not_list(samples):
+    assert not (samples / "cub_sample/image_class_labels.txt").exists()
+    train = scan_parts(samples / "cub_sample", on_bad_image="skip")["train"]
+    assert sum("is not in images.txt" in bad.reason for bad in train.skipped) == 10
+    assert len(train.classes) == 8 and any("42 of 50 classes" in note for note in train.notes)
+
+
+def test_pets_sample_has_three_breeds_and_other_formats_called_jpg(samples):
+    parts = scan_parts(samples / "pets_sample", on_bad_image="skip")
+    assert parts["train"].classes == ("Abyssinian", "american_bulldog", "Bengal")
+    starts = [index.data(i)[:4] for index in parts.values() for i in range(len(index))]
+    assert starts.count(b"GIF8") == 1 and starts.count(b"\x89PNG") == 1
+    assert all(index.image(i).shape[0] in (1, 3) for index in parts.values() for i in range(len(index)))
+
+
+def test_flowers_labels_list_1020_1020_and_6149(samples):
+    with pytest.raises(DataError, match="train 1,020, val 1,020, test 6,149"):
+        scan_parts(samples / "flowers102_labels")
