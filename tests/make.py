@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 import pytest
+import scipy.io
 from hypothesis import strategies as st
 from PIL import Image
 
