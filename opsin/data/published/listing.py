@@ -79,7 +79,7 @@ def parts_of(
 
 
 def _part(place: Place, listing: Listing, index: Index, kept: np.ndarray) -> Index:
-    names = [listing.names[i] for i in kept.tolist()]
+    names: list[str] = [listing.names[i] for i in map(int, kept)]
     source = place.source(names)
     if listing.boxes is not None:
         source = BoxSource(source, listing.boxes[kept])
