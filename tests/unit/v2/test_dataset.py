@@ -107,8 +107,14 @@ def test_flowers_by_their_published_division(some_flowers: dict[str, bytes]) -> 
     assert len(list(flowers.train(use_xmap=True, buffered_size=2)())) == 3
 
 
-def test_flowers_that_are_not_all_there(some_flowers: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flowers, "_numbers", lambda file, variable: np.arange(1, 12))
+def test_flowers_that_are_not_all_there(
+    some_flowers: dict[str, bytes], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = {name: np.arange(1, 12, dtype=np.uint16)[None] for name in ("tstid", "trnid", "valid")}
+    files = {"setid.mat": make.mat(sets), "imagelabels.mat": make.mat({"labels": sets["valid"]})}
+    for name, file in (("LABELS", "imagelabels.mat"), ("SETS", "setid.mat")):
+        monkeypatch.setattr(flowers, name, replace(getattr(flowers, name), md5=make.md5(files[file])))
+    make.write(own_cache / "data" / "flowers", files)
     with pytest.raises(BadInput, match=r"lacks 2 of the pictures of trnid, for instance jpg/image_00010\.jpg"):
         list(flowers.test()())
 
