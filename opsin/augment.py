@@ -50,7 +50,10 @@ class Augmenter:
             )
 
     def __call__(self, batch: Batch, progress: Progress) -> tuple[Tensor, Tensor]:
-        """float32 [B, C, h, w] and targets float32 [B, K]; h, w are the size at this point of the training."""
+        """float32 [B, C, h, w] and targets float32 [B, K]; h, w are the size at this point of the training.
+
+        Targets are distributions; of many labels 0 to 1 each, and -1 where it is not known.
+        """
         spec = self.spec
         draws = uniform(self.seed, batch.epoch, batch.indices, DRAWS).to(batch.images.device)
         images = shift_and_flip(
@@ -72,7 +75,9 @@ class Augmenter:
             images = erase(images, draws[:, ERASE : ERASE + 5], spec.erase)
         if spec.cutout:
             images = cutout(images, draws[:, CUTOUT : CUTOUT + 2], spec.cutout)
-        targets = functional.one_hot(batch.labels, self.num_classes).to(torch.float32)
+        targets = batch.labels
+        if targets.ndim == 1:
+            targets = functional.one_hot(targets, self.num_classes).to(torch.float32)
         if spec.mixup or spec.cutmix:
             images, targets = mix(images, targets, self._mixer(progress), spec.mixup, spec.cutmix)
         side = self.side(progress)
@@ -342,7 +347,10 @@ def _rectangles(images: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def mix(
     images: Tensor, targets: Tensor, generator: np.random.Generator, mixup: float, cutmix: float
 ) -> tuple[Tensor, Tensor]:
-    """Mixup (Zhang et al. 2017) or CutMix (Yun et al. 2019) of each picture with another one of the batch."""
+    """Mixup (Zhang et al. 2017) or CutMix (Yun et al. 2019) of each picture with another one of the batch.
+
+    A target that is -1, not known, in either of the two is not known of the mixture.
+    """
     cut = cutmix > 0 and (mixup == 0 or generator.random() < 0.5)
     part = float(generator.beta(cutmix, cutmix) if cut else generator.beta(mixup, mixup))
     keep = max(part, 1 - part)  # both pictures of a pair are in the batch: this only says which of the two is meant
@@ -357,4 +365,5 @@ def mix(
         keep = 1 - cut_h * cut_w / (height * width)  # what was cut in whole pixels decides the targets
     else:
         images = torch.lerp(images[partners], images, keep)
-    return images, torch.lerp(targets[partners], targets, keep)
+    others = targets[partners]
+    return images, torch.lerp(others, targets, keep).masked_fill_((targets < 0) | (others < 0), -1)

@@ -147,12 +147,49 @@ LARGEST = (1 << 63) - 1  # of whole numbers
 Optimizer = SGD | Adam | AdamW | Muon
 
 
+Weights = Literal["", "balanced", "effective"]  # of classes, from how many training pictures each has
+
+
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropy:
-    """Softmax cross-entropy, mean over the batch. aux_weights: of the auxiliary heads, deepest last."""
+    """Softmax cross-entropy, mean over the batch. label_smoothing: ε of Szegedy et al. 2015, section 7.
+
+    class_weights: "balanced" by inverse frequency, "effective" by the effective number of pictures (Cui et al. 2019).
+    tau: of logit adjustment (Menon et al. 2020): 1 aims at the mean over classes, 0 is off; with it no weights are
+    needed. aux_weights: of the auxiliary heads, deepest last.
+    """
 
     label_smoothing: float = 0.0
     aux_weights: tuple[float, ...] = ()
+    class_weights: Weights = ""
+    tau: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BinaryCrossEntropy:
+    """Sigmoid cross-entropy for many labels, mean over those that are known. Fields as of `CrossEntropy`; class weights
+    are of a label that is there beside the same where it is not."""
+
+    label_smoothing: float = 0.0
+    aux_weights: tuple[float, ...] = ()
+    class_weights: Weights = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Focal:
+    """Cross-entropy in which what is known well counts less, by (1 - p)^gamma (Lin et al. 2017): by softmax for one
+    label a picture, by sigmoid for many."""
+
+    gamma: float = 2.0
+    aux_weights: tuple[float, ...] = ()
+    class_weights: Weights = ""
+
+    def __post_init__(self) -> None:
+        if self.gamma < 0:
+            raise UsageError(f"loss.gamma: expected at least 0, received {self.gamma}")
+
+
+Loss = CrossEntropy | BinaryCrossEntropy | Focal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +213,7 @@ class Recipe:
     augment: Augment = Augment()
     optimizer: Optimizer = SGD()
     schedule: Schedule = Cosine()
-    loss: CrossEntropy = CrossEntropy()
+    loss: Loss = CrossEntropy()
     stop: Stop = Stop()
     epochs: int = 10
     seed: int = 0
@@ -211,7 +248,10 @@ class Recipe:
 # One field at a time: `--set optimizer.lr=0.2` and TOML go through the same door
 # ---------------------------------------------------------------------------------------------------------------------
 
-PARTS: dict[str, type] = {part.__name__: part for part in (*typing.get_args(Optimizer), *typing.get_args(Schedule))}
+PARTS: dict[str, type] = {
+    part.__name__: part for forms in (Optimizer, Schedule, Loss) for part in typing.get_args(forms)
+}
+SHARED = ("groups", "aux_weights")  # fields that belong to the network, whatever the form of the part
 
 
 def override(value: Any, key: str, text: str) -> Any:
@@ -259,7 +299,7 @@ def _parse(text: str, kind: Any, key: str, current: Any) -> Any:
         chosen = {form.__name__.lower(): form for form in forms}.get(text.lower())
         if chosen is None:
             raise UsageError(f"{key}: expected one of {', '.join(form.__name__ for form in forms)}, received {text!r}")
-        shared = {f.name: getattr(current, f.name) for f in dataclasses.fields(chosen) if f.name == "groups"}
+        shared = {f.name: getattr(current, f.name) for f in dataclasses.fields(chosen) if f.name in SHARED and hasattr(current, f.name)}
         return chosen(**shared)
     value = text if kind is str or typing.get_origin(kind) is Literal else _literal(text)
     return check(value, kind, key)
@@ -274,7 +314,8 @@ def check(value: Any, kind: Any, key: str) -> Any:
         kinds = [argument for argument in arguments if argument is not type(None)]
         if isinstance(value, dict):
             by_name = {argument.__name__: argument for argument in kinds}
-            name = value.get("kind")
+            # A loss of before it had several forms is the first of them.
+            name = value.get("kind", CrossEntropy.__name__ if CrossEntropy in kinds else None)
             if name not in by_name:
                 raise UsageError(f"{key}.kind: expected one of {', '.join(by_name)}, received {name!r}")
             return _build(by_name[name], {k: v for k, v in value.items() if k != "kind"}, key)

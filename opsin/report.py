@@ -51,11 +51,13 @@ def thumbnail(image: Tensor, side: int = 112) -> Thumbnail:
 
 
 def sample_indices(labels: Sequence[int] | np.ndarray, num_classes: int, per_class: int = 10) -> list[list[int]]:
-    """Places of the first `per_class` pictures of each class, for the sample sheet (figure 11 of the chapter)."""
-    found: list[list[int]] = [[] for _ in range(num_classes)]
-    for label in range(num_classes):
-        found[label] = np.flatnonzero(np.asarray(labels) == label)[:per_class].tolist()
-    return found
+    """Places of the first `per_class` pictures of each class, for the sample sheet (figure 11 of the chapter).
+
+    labels: int [N], or of many labels float [N, K].
+    """
+    given = np.asarray(labels)
+    has = (given[:, k] == 1 if given.ndim == 2 else given == k for k in range(num_classes))
+    return [np.flatnonzero(one)[:per_class].tolist() for one in has]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     """Some pictures of a data set, as a loader hands them on."""
 
     images: Tensor  # uint8 [B, C, H, W]
-    labels: Tensor  # int64 [B]
+    labels: Tensor  # int64 [B]; or, of many labels, float32 [B, K] of 1, 0 and -1 (not known)
     indices: Tensor  # int64 [B]: place in the data set; with seed and epoch, all that augmentation depends on
     epoch: int
     keys: Sequence[str] = ()  # names of the pictures, for reports

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from opsin.loss import cross_entropy
+from opsin.loss import compare
 from opsin.models import build, entry
 from opsin.models.googlenet import MODULES, inception, inception_naive
 from opsin.models.inception import ReducingPool, ScaledResidual
@@ -482,7 +482,7 @@ def test_three_losses_are_summed_with_their_weights() -> None:
     output = net(torch.randn(4, 3, 8, 8))
     losses = [F.cross_entropy(logits, targets) for logits in (output.logits, *output.aux)]
     torch.testing.assert_close(
-        cross_entropy(output, targets, CrossEntropy(aux_weights=(0.3, 0.2)))[0],
+        compare(output, targets, CrossEntropy(aux_weights=(0.3, 0.2)))[0],
         losses[0] + 0.3 * losses[1] + 0.2 * losses[2],
     )
 

@@ -416,12 +416,13 @@ def split_stratified(index: Index, fractions: Mapping[str, float], seed: int) ->
     """Parts of an index with the same share of each class, chosen by the seed alone; pictures keep their order.
 
     Each class gives each part at least one picture, so a class needs as many pictures as there are parts; `DataError`
-    names those that have fewer. Fractions must add up to 1. What the index skipped and ignored is listed once, in the
-    first part.
+    names those that have fewer. Where a picture may have many labels, shares are as near as `_iterative` comes, and a
+    class of a few pictures may be absent from a part. Fractions must add up to 1. What the index skipped and ignored
+    is listed once, in the first part.
     """
     if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) <= 0:
         raise UsageError(f"fractions: expected positive numbers whose sum is 1, received {dict(fractions)}")
-    counts = np.bincount(index.labels, minlength=len(index.classes))
+    counts = index.counts()
     few = [f"{name} ({n})" for name, n in zip(index.classes, counts, strict=True) if n < len(fractions)]
     if few:
         raise DataError(
@@ -429,19 +430,54 @@ def split_stratified(index: Index, fractions: Mapping[str, float], seed: int) ->
             f"too few in: {', '.join(few)}"
         )
     shares = np.array(list(fractions.values()))
-    chosen: dict[str, list[np.ndarray]] = {name: [] for name in fractions}
-    for label, n in enumerate(counts):
-        members = np.flatnonzero(index.labels == label)[order(seed, label, int(n))]
-        sizes = np.maximum(1, np.floor(shares * n + 0.5).astype(int))
-        sizes[np.argmax(sizes)] += n - sizes.sum()  # what rounding left over or lacks
-        for name, part in zip(fractions, np.split(members, np.cumsum(sizes)[:-1]), strict=True):
-            chosen[name].append(part)
-    splits = {name: index.subset(np.sort(np.concatenate(parts))) for name, parts in chosen.items()}
+    part = np.zeros(len(index), dtype=np.int64)  # of each picture, its number among the fractions
+    if index.many_labels:
+        part = _iterative(index.labels == 1, shares, order(seed, 0, len(index)))
+    else:
+        for label, n in enumerate(counts):
+            members = np.flatnonzero(index.labels == label)[order(seed, label, int(n))]
+            part[members] = np.repeat(np.arange(len(shares)), _sizes(shares, int(n)))
+    splits = {name: index.subset(np.flatnonzero(part == number)) for number, name in enumerate(fractions)}
     first = next(iter(fractions))
     return {
         name: part if name == first else replace(part, skipped=(), ignored=(), notes=())
         for name, part in splits.items()
     }
+
+
+def _sizes(shares: np.ndarray, n: int) -> np.ndarray:
+    """n pictures in shares, int64: whole numbers, each at least 1, whose sum is n."""
+    sizes = np.maximum(1, np.floor(shares * n + 0.5).astype(np.int64))
+    sizes[np.argmax(sizes)] += n - sizes.sum()  # what rounding left over or lacks
+    return sizes
+
+
+def _iterative(has: np.ndarray, shares: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The part of each picture, int64 [N], by iterative stratification (Sechidis et al. 2011, algorithm 1).
+
+    has: bool [N, K], who has which label. places: a permutation, the order in which pictures are dealt out. The label
+    with the fewest pictures left goes first, each picture to the part that still wants most of it; among equals to the
+    part that wants most pictures, then to the first. Pictures without a label come last.
+    """
+    has = has[places]
+    wanted = np.array([_sizes(shares, int(n)) for n in has.sum(0)], dtype=np.float64)  # [K, parts]
+    room = shares * len(has)
+    part, left = np.full(len(has), -1), has.sum(0)
+
+    def deal(row: int, wants: np.ndarray) -> None:
+        chosen = int(np.lexsort((-room, -wants))[0])
+        part[row] = chosen
+        wanted[has[row], chosen] -= 1
+        room[chosen] -= 1
+        left[has[row]] -= 1
+
+    while left.any():
+        label = int(np.where(left > 0, left, len(has) + 1).argmin())
+        for row in np.flatnonzero(has[:, label] & (part < 0)):
+            deal(row, wanted[label])
+    for row in np.flatnonzero(part < 0):
+        deal(row, room)
+    return part[np.argsort(places)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -64,8 +64,8 @@ class _Loader:
 class MemoryLoader(_Loader):
     """Batches of pictures that lie in memory, on any device.
 
-    images: uint8 [N, C, H, W]. labels: int64 [N], on the same device. keys: names of the pictures, for reports.
-    Batches are on that device; their `indices` stay on the CPU.
+    images: uint8 [N, C, H, W]. labels: int64 [N] or float32 [N, K], on the same device. keys: names of the
+    pictures, for reports. Batches are on that device; their `indices` stay on the CPU.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class DiskLoader(_Loader):
 
 
 class Loaded(NamedTuple):
-    """Prepared pictures, uint8 [N, C, H, W], their labels, int64 [N], and the index of just these pictures.
+    """Prepared pictures, uint8 [N, C, H, W], their labels as the index has them, and the index of just these pictures.
 
     `kept.skipped` lists what was left out.
     """

@@ -169,3 +169,19 @@ def test_progressive_resolution_follows_the_progress():
 def test_a_shift_wider_than_the_picture_is_refused():
     with pytest.raises(UsageError, match=r"augment\.shift: expected less than the picture's side 12, received 12"):
         Augmenter(Augment(shift=12), PREPROCESS, 5)
+
+
+def test_many_labels_are_their_own_targets_and_what_is_unknown_stays_so():
+    labels = torch.tensor([[1.0, 0, -1], [0, 1, 0], [1, 1, 0], [0, -1, 1]])
+    images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+    batch = Batch(images, labels, torch.arange(4), 0)
+    assert torch.equal(Augmenter(Augment(), Preprocess(size=(8, 8)), 3)(batch, Progress())[1], labels)
+    for spec in (Augment(mixup=1.0), Augment(cutmix=1.0)):
+        augmenter, between = Augmenter(spec, Preprocess(size=(8, 8)), 3), False
+        for number in range(20):
+            _, targets = augmenter(batch, Progress(batch=number))
+            unknown = targets < 0
+            assert bool(unknown[labels < 0].all()) and bool((targets[unknown] == -1).all())
+            assert bool((targets[~unknown] <= 1).all())
+            between |= bool(((targets > 0) & (targets < 1)).any())
+        assert between

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from opsin.errors import UsageError
-from opsin.loss import cross_entropy
+from opsin.loss import compare
 from opsin.models.layers import (
     ACTIVATIONS,
     Residual,
@@ -295,7 +295,7 @@ def test_cross_entropy_of_labels() -> None:
     labels, targets = [2, 0, 4], np.eye(5)[[2, 0, 4]]
 
     def ours(x: Tensor) -> Tensor:
-        return cross_entropy(Output(x), torch.tensor(targets, dtype=x.dtype), CrossEntropy())[0]
+        return compare(Output(x), torch.tensor(targets, dtype=x.dtype), CrossEntropy())[0]
 
     def slow(x: Array) -> Array:
         probabilities = slow_softmax(x)
@@ -311,7 +311,7 @@ def test_cross_entropy_of_distributions(smoothing: float) -> None:
 
     def ours(x: Tensor, aux: Tensor) -> Tensor:
         spec = CrossEntropy(label_smoothing=smoothing, aux_weights=(0.3,))
-        return cross_entropy(Output(x, (aux,)), torch.tensor(targets, dtype=x.dtype), spec)[0]
+        return compare(Output(x, (aux,)), torch.tensor(targets, dtype=x.dtype), spec)[0]
 
     def slow(x: Array, aux: Array) -> Array:
         smooth = (1 - smoothing) * targets + smoothing / 5

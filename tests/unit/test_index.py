@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from opsin.data import index as indices
 from opsin.data.datasets import load
-from opsin.data.index import ArraySource, FileSource, Index, check, in_threads, scan, split_stratified
+from opsin.data.index import ArraySource, FileSource, Index, check, in_threads, scan, split_stratified, without
 from opsin.errors import BadInput, DataError, UsageError
 from tests import make
 
@@ -293,3 +295,44 @@ def test_error_in_a_thread_is_the_first_in_order_and_stops_the_rest() -> None:
     with pytest.raises(BadInput, match="5: bad"):
         in_threads(work, 10_000, 3)
     assert len(done) < 10_000
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many labels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def many(n: int = 400, seed: int = 0) -> Index:
+    """Labels of very different frequency, some of them not known, some pictures without any."""
+    draws = np.random.default_rng(seed).random((n, 5))
+    labels = (draws < [0.6, 0.3, 0.1, 0.05, 0.02]).astype(np.float32)
+    labels[draws > 0.97] = -1
+    return Index([str(i) for i in range(n)], labels, tuple("abcde"), ArraySource(np.zeros((n, 1, 2, 2), np.uint8)))
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_parts_share_many_labels_evenly(seed: int) -> None:
+    index, shares = many(seed=seed), {"train": 0.7, "val": 0.1, "test": 0.2}
+    splits = split_stratified(index, shares, seed)
+    assert sorted(key for part in splits.values() for key in part.keys) == sorted(index.keys)
+    for name, share in shares.items():
+        assert abs(len(splits[name]) - share * len(index)) <= 8
+        rows = [int(key) for key in splits[name].keys]
+        assert rows == sorted(rows) and np.array_equal(splits[name].labels, index.labels[rows])
+        off = np.abs(splits[name].counts() - share * index.counts())
+        assert (off <= np.maximum(2.5, 0.05 * index.counts())).all()
+    again, other = (split_stratified(index, shares, s)["test"].keys for s in (seed, seed + 1))
+    assert again == splits["test"].keys != other
+
+
+def test_few_pictures_of_a_label_and_lost_ones_are_named() -> None:
+    index = many().subset(range(30))
+    index.labels[:, 4] = 0
+    index.labels[:2, 4] = 1
+    with pytest.raises(DataError, match=r"at least 3 pictures; too few in: .*e \(2\)"):
+        split_stratified(index, {"train": 0.8, "val": 0.1, "test": 0.1}, 0)
+    bad = {i: BadInput(f"{i}.png", "damaged") for i in range(2)}
+    with pytest.raises(DataError, match=r"no picture that can be read is left in e; the first that cannot: 0\.png"):
+        without(index, bad)
+    assert len(without(many(), bad)) == 398

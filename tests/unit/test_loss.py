@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from opsin.errors import UsageError
-from opsin.loss import cross_entropy
+from opsin.loss import compare
 from opsin.recipe import CrossEntropy
 from opsin.types import Output
 
@@ -31,7 +31,7 @@ def test_loss_and_gradient_equal_the_slow_version(smoothing, soft):
     targets = rng.dirichlet(np.ones(5), 7) if soft else np.eye(5)[rng.integers(0, 5, 7)]
     loss, gradient = slow(logits, targets, smoothing)
     tensor = torch.tensor(logits, requires_grad=True)
-    got, _ = cross_entropy(Output(tensor), torch.tensor(targets), CrossEntropy(label_smoothing=smoothing))
+    got, _ = compare(Output(tensor), torch.tensor(targets), CrossEntropy(label_smoothing=smoothing))
     got.backward()
     assert got.item() == pytest.approx(loss, rel=1e-10)
     np.testing.assert_allclose(tensor.grad.numpy(), gradient, atol=1e-12)
@@ -40,9 +40,9 @@ def test_loss_and_gradient_equal_the_slow_version(smoothing, soft):
 def test_auxiliary_heads_count_by_their_weights_and_must_all_have_one():
     logits, targets = torch.randn(4, 3), torch.eye(3)[[0, 1, 2, 0]]
     output = Output(logits, (logits * 2, logits * 3))
-    parts = [cross_entropy(Output(logits * k), targets, CrossEntropy())[0] for k in (1, 2, 3)]
-    whole, heads = cross_entropy(output, targets, CrossEntropy(aux_weights=(0.3, 0.2)))
+    parts = [compare(Output(logits * k), targets, CrossEntropy())[0] for k in (1, 2, 3)]
+    whole, heads = compare(output, targets, CrossEntropy(aux_weights=(0.3, 0.2)))
     torch.testing.assert_close(whole, parts[0] + 0.3 * parts[1] + 0.2 * parts[2])
     torch.testing.assert_close(heads, parts)
     with pytest.raises(UsageError, match="expected 2 weights"):
-        cross_entropy(output, targets, CrossEntropy(aux_weights=(0.3,)))
+        compare(output, targets, CrossEntropy(aux_weights=(0.3,)))

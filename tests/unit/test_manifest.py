@@ -263,3 +263,51 @@ def test_what_a_csv_writer_wrote_comes_back(rows: list[tuple[str, str]], header:
     if not header and {cell.strip().lower() for cell in rows[0]} == {"path", "label"}:
         return
     assert [(row.path, row.label) for row in parse(out.getvalue().encode(), "x.csv")] == rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many labels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_column_labels_holds_any_number_of_names(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{i}.png" for i in range(4)))
+    text = "labels,path,split\nred| white ,0.png,train\n,1.png,train\nwhite,2.png,test\nwhite|blue|red,3.png,train\n"
+    (tmp_path / "x.csv").write_text(text)
+    parts = read_parts(tmp_path / "x.csv")
+    train, test = parts["train"], parts["test"]
+    assert train.classes == ("blue", "red", "white") and train.many_labels and train.labels.dtype == np.float32
+    assert train.labels.tolist() == [[0, 1, 1], [0, 0, 0], [1, 1, 1]] and test.labels.tolist() == [[0, 0, 1]]
+    assert train.counts().tolist() == [1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,labels\n0.png,a|b|a\n", r"line 2: the same label twice in 'a\|b\|a'"),
+        ("path,label,labels\n0.png,a,b\n", "has the columns label and labels; expected one"),
+        ("path,labels,labels\n0.png,a,b\n", "names the column labels twice"),
+        ("path,labels\n0.png,\n1.png,|\n", "no picture has a label"),
+        (f"path,labels\n0.png,a|{'b' * 201}\n", "a label of at most 200"),
+    ],
+)
+def test_many_labels_that_cannot_be_used_are_named(tmp_path: Path, text: str, message: str) -> None:
+    fill(tmp_path, "0.png", "1.png")
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(BadInput, match=message):
+        read_parts(tmp_path / "x.csv")
+
+
+def test_lists_of_both_forms_and_tables_beyond_bounds_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path, "0.png", "1.png")
+    (tmp_path / "train.csv").write_text("path,labels\n0.png,a\n")
+    (tmp_path / "test.csv").write_text("path,label\n1.png,a\n")
+    with pytest.raises(BadInput, match=r"train\.csv: has a column labels, where .*test\.csv has one label a picture"):
+        read_parts(tmp_path)
+    monkeypatch.setattr(manifest, "MAX_CELLS", 1)
+    (tmp_path / "test.csv").write_text("path,labels\n1.png,a\n")
+    (tmp_path / "train.csv").write_text("path,labels\n0.png,a|b\n")
+    with pytest.raises(BadInput, match="1 pictures by 2 labels; expected at most 1"):
+        read_parts(tmp_path)
