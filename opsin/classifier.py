@@ -45,6 +45,9 @@ class Classifier(Protocol):
     `prepare` takes one decoded picture, uint8 [C, h, w] with C of 1 or 3, and may run in any worker thread.
     `probabilities` takes a stack of what `prepare` returned, [B, …], and runs where the weights are: float [B, K],
     each row a distribution over `classes`, the same for a picture whatever the others of its batch are.
+
+    One for many labels also has `thresholds`, a number for each class: then each probability stands for itself, and a
+    picture has the labels whose probability reaches their threshold.
     """
 
     @property
@@ -53,17 +56,31 @@ class Classifier(Protocol):
     def probabilities(self, prepared: Tensor) -> Tensor: ...
 
 
+def thresholds(classifier: Classifier) -> tuple[float, ...] | None:
+    """Those of a classifier for many labels; None for one whose pictures have one label each."""
+    return getattr(classifier, "thresholds", None)
+
+
 @final
 class NetClassifier:
     """A network, the preprocessing it was trained with, and the names of its classes.
 
     model: its logits are [B, len(classes)]; asking puts it into evaluation mode and leaves it there.
-    spec: how `models.build` makes the network again.
+    spec: how `models.build` makes the network again. thresholds: one a class, in 0 to 1, for many labels: its head is
+    a sigmoid of each logit then; None: the softmax of all.
     """
 
-    def __init__(self, model: Model, preprocess: Preprocess, classes: Sequence[str], spec: ModelSpec) -> None:
+    def __init__(
+        self,
+        model: Model,
+        preprocess: Preprocess,
+        classes: Sequence[str],
+        spec: ModelSpec,
+        thresholds: Sequence[float] | None = None,
+    ) -> None:
         self.model, self.preprocess, self.spec = model, preprocess, spec
         self.classes = _class_names(classes)
+        self.thresholds = None if thresholds is None else _thresholds(thresholds, len(self.classes))
 
     @property
     def device(self) -> torch.device:
@@ -87,7 +104,8 @@ class NetClassifier:
         logits = self.model(self._input(prepared)).logits
         if logits.shape[1] != len(self.classes):
             raise UsageError(f"the network has {logits.shape[1]} outputs, but there are {len(self.classes)} classes")
-        return torch.softmax(logits.to(torch.float32), dim=1)
+        logits = logits.to(torch.float32)
+        return torch.softmax(logits, dim=1) if self.thresholds is None else torch.sigmoid(logits)
 
     @torch.no_grad()
     def features(self, prepared: Tensor, at: str) -> Tensor:
@@ -106,6 +124,13 @@ class NetClassifier:
             )
         self.model.eval()
         return self.preprocess.normalize(prepared.to(self.device))
+
+
+def _thresholds(given: Sequence[float], num_classes: int) -> tuple[float, ...]:
+    good = isinstance(given, list | tuple) and len(given) == num_classes
+    if not good or not all(type(value) in (int, float) and 0 <= value <= 1 for value in given):
+        raise UsageError(f"thresholds: expected {num_classes} numbers in 0 to 1, one a class, received {given!r:.80}")
+    return tuple(map(float, given))
 
 
 def _class_names(classes: Sequence[str]) -> tuple[str, ...]:
@@ -136,11 +161,13 @@ def save(classifier: Classifier, folder: Path | str, *, half: bool = False) -> N
     config = {
         "format": 1,
         "opsin": __version__,
-        "kind": "net",
+        "kind": "net" if classifier.thresholds is None else "labels",
         "model": {"name": spec.name, "options": spec.options, "in_channels": preprocess.channels},
         "classes": list(classifier.classes),
         "preprocess": preprocess.to_dict(),
     }
+    if classifier.thresholds is not None:
+        config["thresholds"] = list(classifier.thresholds)
     theirs = {
         "architecture": spec.name,
         "num_classes": len(classifier.classes),
@@ -208,6 +235,7 @@ def _load_net(config: Mapping[str, Any], files: Mapping[str, bytes], folder: Pat
         raise StorageError(f"{where}: expected a list of classes and a table preprocess")
     try:
         classes = _class_names(config["classes"])
+        own = _thresholds(config.get("thresholds", ()), len(classes)) if config["kind"] == "labels" else None
         preprocess = check(config["preprocess"], Preprocess, "preprocess")
         # Without memory and without random numbers: the file's tensors become the network's, once they fit.
         with torch.device("meta"):
@@ -222,10 +250,15 @@ def _load_net(config: Mapping[str, Any], files: Mapping[str, bytes], folder: Pat
     tensors = {key: tensor.float() if tensor.dtype == torch.float16 else tensor for key, tensor in tensors.items()}
     set_weights(net, tensors, folder / WEIGHTS)
     net.eval()
-    return NetClassifier(net, preprocess, classes, ModelSpec(name=model["name"], options=model["options"])).to(device)
+    spec = ModelSpec(name=model["name"], options=model["options"])
+    return NetClassifier(net, preprocess, classes, spec, own).to(device)
 
 
-LOADERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, bytes], Path, str], Classifier]] = {"net": _load_net}
+# By the kind of a saved one. "labels" is a net with a sigmoid head: a version that knows only softmax refuses it.
+LOADERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, bytes], Path, str], Classifier]] = {
+    "net": _load_net,
+    "labels": _load_net,
+}
 
 
 def set_weights(model: nn.Module, tensors: Mapping[str, Tensor], name: Path | str) -> None:
@@ -274,7 +307,8 @@ def predict(
     workers: int = 2,
     decoders: Decoders | None = None,
 ) -> list[list[Prediction]]:
-    """The `top` most probable classes of each picture, best first (the lower number first among equals).
+    """The `top` most probable classes of each picture, best first (the lower number first among equals); of a
+    classifier for many labels only those that reach their threshold, which may be none.
 
     images: paths, encoded bytes, Pillow images, arrays uint8 [h, w] or [h, w, C], tensors uint8 [C, h, w], mixed at
     will; or an `Index`. A picture that cannot be read is a `BadInput` that names it. decoders: for pictures of
@@ -285,13 +319,17 @@ def predict(
     answers = []
     batches = prepared_batches(classifier, images, batch_size=batch_size, workers=workers, decoders=decoders)
     for places, prepared in batches:
-        probabilities = classifier.probabilities(prepared).cpu()
-        check_probabilities(
-            probabilities, len(places), len(classifier.classes), f"pictures {places[0]} to {places[-1]}"
-        )
-        for row, labels in zip(probabilities.tolist(), metrics.ranking(probabilities, top).tolist(), strict=True):
-            answers.append([Prediction(classifier.classes[label], label, row[label]) for label in labels])
+        answers += named(classifier, prepared, top, f"pictures {places[0]} to {places[-1]}")
     return answers
+
+
+def named(classifier: Classifier, prepared: Tensor, top: int, where: str) -> list[list[Prediction]]:
+    """What `predict` says of a batch of what `prepare` returned. where: for the message about a broken contract."""
+    rows, least = ask(classifier, prepared, where), thresholds(classifier) or (0.0,) * len(classifier.classes)
+    return [
+        [Prediction(classifier.classes[k], k, row[k]) for k in best if row[k] >= least[k]][:top]
+        for row, best in zip(rows.tolist(), metrics.ranking(rows, len(least)).tolist(), strict=True)
+    ]
 
 
 def features(
@@ -408,12 +446,18 @@ def from_pillow(image: Image.Image, name: str) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
-def check_probabilities(probabilities: Tensor, size: int, classes: int, where: str) -> None:
-    """`OpsinError` when a classifier broke its contract: float [size, classes], finite, rows that sum to one."""
+def ask(classifier: Classifier, prepared: Tensor, where: str) -> Tensor:
+    """The probabilities, on the CPU. `OpsinError` when a classifier broke its contract: float [B, K], finite, rows that
+    sum to one; of many labels 0 to 1 each. where: for the message."""
+    probabilities, size, classes = classifier.probabilities(prepared).cpu(), len(prepared), len(classifier.classes)
     if tuple(probabilities.shape) != (size, classes):
         raise OpsinError(f"{where}: expected probabilities [{size}, {classes}], received {tuple(probabilities.shape)}")
     sums = probabilities.sum(1)
     if not bool(torch.isfinite(sums).all()):
         raise OpsinError(f"{where}: the classifier answered with NaN or infinity; its weights have diverged")
-    if bool(((sums - 1).abs() > 1e-3).any()) or bool((probabilities < 0).any()):
+    if thresholds(classifier) is not None:
+        if bool(((probabilities < 0) | (probabilities > 1)).any()):
+            raise OpsinError(f"{where}: the classifier's probabilities are not all in 0 to 1")
+    elif bool(((sums - 1).abs() > 1e-3).any()) or bool((probabilities < 0).any()):
         raise OpsinError(f"{where}: the classifier's probabilities are not distributions; rows must sum to 1")
+    return probabilities

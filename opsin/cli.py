@@ -32,9 +32,7 @@ from opsin.show import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from opsin.classifier import Classifier, Prediction
+    from opsin.classifier import Prediction
     from opsin.data.datasets import Info
     from opsin.recipe import Recipe
     from opsin.run import Run
@@ -135,6 +133,12 @@ def train(
         float | None,
         Parameter(name="--min-top1", help="Exit with 4 when a smaller fraction than this is right, as 0.9."),
     ] = None,
+    min_map: Annotated[
+        float | None,
+        Parameter(
+            name="--min-map", help="Of many labels: exit with 4 when the mean average precision is smaller, as 0.8."
+        ),
+    ] = None,
     on_bad_image: Annotated[
         Literal["error", "skip"] | None,
         Parameter(
@@ -158,8 +162,11 @@ def train(
     json_: Json = False,
 ) -> None:
     """Train a classifier, measure it, and leave everything in a run folder."""
-    if min_top1 is not None and not 0 <= min_top1 <= 1:
-        raise UsageError(f"--min-top1: expected a fraction between 0 and 1, such as 0.9, received {min_top1}")
+    for flag, least in (("--min-top1", min_top1), ("--min-map", min_map)):
+        if least is not None and not 0 <= least <= 1:
+            raise UsageError(f"{flag}: expected a fraction between 0 and 1, such as 0.9, received {least}")
+    if min_top1 is not None and min_map is not None:
+        raise UsageError("--min-top1 is for one label a picture, --min-map for many: choose one")
     from opsin import run as runs
 
     reporter = Console(quiet=quiet)
@@ -180,6 +187,7 @@ def train(
             on_bad_image=on_bad_image,
             settings=settings,
             dry_run=dry_run,
+            asked="top1" if min_top1 is not None else "map" if min_map is not None else "",
             reporter=reporter,
         )
     finally:
@@ -188,11 +196,13 @@ def train(
         _show_recipe(run.recipe, json_)
         return
     _show_run(run, json_)
-    reached = run.report.top1
-    if min_top1 is not None and reached < min_top1:
+    reached = run.report.to_dict()
+    if min_top1 is not None and reached["top1"] < min_top1:
         raise GateNotMet(
-            f"{percent(reached)} of the pictures are named rightly; --min-top1 asked for {percent(min_top1)}"
+            f"{percent(reached['top1'])} of the pictures are named rightly; --min-top1 asked for {percent(min_top1)}"
         )
+    if min_map is not None and reached["map"] < min_map:
+        raise GateNotMet(f"the mAP is {percent(reached['map'])}; --min-map asked for {percent(min_map)}")
 
 
 @_command(2, "resume RUN")
@@ -260,16 +270,16 @@ def evaluate(
     quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Measure a classifier: errors, intervals, confusion, calibration."""
+    """Measure a classifier: errors, intervals, confusion, calibration; of many labels average precisions."""
     from opsin import classifier as classifiers
     from opsin import report as reports
-    from opsin.evaluate import evaluate as evaluate_index
+    from opsin.evaluate import measure
 
     reporter = Console(quiet=quiet)
     try:
         classifier = classifiers.load(run, _device(device))
         index = chosen.index(run, data, split, data_dir, on_bad_image, reporter)
-        report = evaluate_index(
+        report = measure(
             classifier,
             index,
             batch_size=batch_size,
@@ -357,7 +367,7 @@ def predict(
         )
         for places, prepared in batches:
             read += len(places)
-            for place, named in zip(places, _best(classifier, prepared, top), strict=True):
+            for place, named in zip(places, classifiers.named(classifier, prepared, top, "predict"), strict=True):
                 if json_ or sheet is not None:
                     answers.append((place, named))
                 if not json_:
@@ -716,19 +726,6 @@ def _device(name: str) -> str:
     from opsin.device import choose
 
     return str(choose(name))
-
-
-def _best(classifier: Classifier, prepared: Tensor, top: int) -> list[list[Prediction]]:
-    """The `top` most probable classes of each picture of a batch."""
-    from opsin import metrics
-    from opsin.classifier import Prediction, check_probabilities
-
-    rows = classifier.probabilities(prepared).cpu()
-    check_probabilities(rows, len(prepared), len(classifier.classes), "predict")
-    return [
-        [Prediction(classifier.classes[label], label, row[label]) for label in labels]
-        for row, labels in zip(rows.tolist(), metrics.ranking(rows, top).tolist(), strict=True)
-    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

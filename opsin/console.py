@@ -103,16 +103,16 @@ class Console(Reporter):
         return f"  {duration((self._total - step) * (now - since) / (step - first))} left"
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        for key in ("test_error", "val_error", "train_error"):
+        for key in ("test_error", "val_error", "test_map", "val_map", "train_error"):
             if row.get(key) is not None:
-                self._error = f"  {key.split('_')[0]} error {percent(row[key])}"
+                self._error = f"  {_title(key)} {percent(row[key])}"
                 break
         if self._quiet:
             return
         parts = [f"epoch {row.get('epoch', '?')}/{self._epochs}"]
-        for key in ("train_loss", "train_error", "val_error", "test_error"):
+        for key in ("train_loss", "train_error", "val_error", "test_error", "val_map", "test_map"):
             if row.get(key) is not None:
-                name = key.replace("_", " ")
+                name = _title(key)
                 parts.append(f"{name} {row[key]:.4f}" if key.endswith("loss") else f"{name} {percent(row[key])}")
         if row.get("seconds") is not None:
             parts.append(f"after {duration(row['seconds'])}")  # of training, from its first step
@@ -179,6 +179,14 @@ class Console(Reporter):
             terminal.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
         else:
             print(printable(text), file=self._stream, flush=True)
+
+
+def _title(key: str) -> str:
+    """
+    >>> _title("val_map"), _title("test_error")
+    ('val mAP', 'test error')
+    """
+    return key.replace("_", " ").replace("map", "mAP")
 
 
 def percent(fraction: float) -> str:

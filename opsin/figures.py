@@ -89,26 +89,31 @@ def curve_points(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[f
 def learning_curve(history: Sequence[Mapping[str, Any]], form: Format = "svg") -> bytes:
     """Train and test error per pass in per cent: figure 12 of the chapter.
 
-    history: one mapping an epoch, with "epoch", "train_error" and "test_error" or "val_error" (fractions). Values that
-    are missing or not finite leave a gap; a history without any gives an empty figure that says so.
+    history: one mapping an epoch, with "epoch", "train_error" and "test_error" or "val_error" (fractions); of many
+    labels "test_map" or "val_map", of which 1 - mAP is drawn. Values that are missing or not finite leave a gap; a
+    history without any gives an empty figure that says so.
     """
     figure, axes = _figure(6.4, 4.0)
     series = (
         ("train_error", "training error", TRAIN, "--"),
         ("val_error", "validation error", GAP, "-."),
         ("test_error", "test error", TEST, "-"),
+        ("val_map", "validation", GAP, "-."),
+        ("test_map", "test", TEST, "-"),
     )
-    top, last = 0.0, 1.0
+    top, last, what = 0.0, 1.0, "error in per cent"
     for key, name, colour, style in series:
         points = curve_points(history, key)
         if not points:
             continue
         x, y = np.array(points).T
+        if key.endswith("_map"):
+            y, what = 1 - y, "1 − mean average precision, in per cent"
         marker = "o" if len(x) <= 25 else ""
         axes.plot(x, 100 * y, style, color=colour, linewidth=2, marker=marker, markersize=4, label=name, clip_on=False)
         top, last = max(top, float(y.max())), max(last, float(x.max()))
     axes.set_xlabel("passes over the training pictures")
-    axes.set_ylabel("error in per cent")
+    axes.set_ylabel(what)
     axes.set_ylim(0, min(100.0, 105 * top) if top else 100.0)
     axes.set_xlim(0 if last > 1 else 0.5, last if last > 1 else 1.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -57,6 +57,7 @@ def _of_head(logits: Tensor, targets: Tensor, spec: Loss, labels: Labels | None)
             # Menon et al. 2020, equation 10: the network learns what the frequencies do not explain.
             logits = logits + spec.tau * torch.log_softmax(_counted(labels).present.clamp(min=1).log(), 0)
         return functional.cross_entropy(logits, targets, weights, label_smoothing=spec.label_smoothing)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # sums of float16 overflow
     if isinstance(spec, BinaryCrossEntropy):
         return _binary(logits, targets, weights, spec.label_smoothing, 0.0)
     if labels is not None and labels.many:
@@ -136,10 +137,12 @@ class Classify:
     def __post_init__(self) -> None:
         many = self.labels is not None and self.labels.many
         if isinstance(self.loss, CrossEntropy if many else BinaryCrossEntropy):
-            fitting = BinaryCrossEntropy if many else CrossEntropy
+            has, wants, fitting = "one", "many", CrossEntropy.__name__
+            if many:
+                has, wants, fitting = "many", "one", BinaryCrossEntropy.__name__
             raise UsageError(
-                f"loss: {type(self.loss).__name__} is for {'one label' if many else 'many labels'} a picture, and these "
-                f"may have {'many' if many else 'one'}: --set loss={fitting.__name__} or --set loss={Focal.__name__}"
+                f"loss: {type(self.loss).__name__} is for pictures with {wants} of the labels, these have {has}: "
+                f"--set loss={fitting} or --set loss={Focal.__name__}"
             )
 
     def __call__(self, model: Model, batch: Batch, progress: Progress) -> tuple[Tensor, Seen]:

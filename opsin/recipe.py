@@ -32,6 +32,8 @@ class Data:
     loader: "memory" (uint8 on the device), "disk" (threads decode while training runs) or "auto" (by size).
     workers: threads that decode; 0: the calling one does. No number changes the result.
     on_bad_image: "error" stops at the first picture that cannot be read, "skip" leaves it out, counted and reported.
+    balance: how often a picture comes in a pass: "" once; "classes" so that each class comes alike often; "root" by the
+    inverse root of the class's frequency, between the two.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Data:
     loader: Literal["auto", "memory", "disk"] = "auto"
     workers: int = 2
     on_bad_image: Literal["error", "skip"] = "error"
+    balance: Literal["", "classes", "root"] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +302,11 @@ def _parse(text: str, kind: Any, key: str, current: Any) -> Any:
         chosen = {form.__name__.lower(): form for form in forms}.get(text.lower())
         if chosen is None:
             raise UsageError(f"{key}: expected one of {', '.join(form.__name__ for form in forms)}, received {text!r}")
-        shared = {f.name: getattr(current, f.name) for f in dataclasses.fields(chosen) if f.name in SHARED and hasattr(current, f.name)}
+        shared = {
+            f.name: getattr(current, f.name)
+            for f in dataclasses.fields(chosen)
+            if f.name in SHARED and hasattr(current, f.name)
+        }
         return chosen(**shared)
     value = text if kind is str or typing.get_origin(kind) is Literal else _literal(text)
     return check(value, kind, key)

@@ -1,4 +1,4 @@
-"""A `Report` to `report.json` and one self-contained `report.html`; predictions to a page of pictures with their names.
+"""A report to `report.json` and one self-contained `report.html`; predictions to a page of pictures with their names.
 
 Pages hold everything they show (inline styles, inline SVG, pictures as data URIs), run no script and load nothing;
 their content security policy says so to the browser. Every text is escaped.
@@ -25,7 +25,7 @@ from torch import Tensor
 from opsin import __version__, figures, storage
 from opsin.classifier import Prediction
 from opsin.errors import UsageError
-from opsin.evaluate import Report
+from opsin.evaluate import AnyReport, LabelReport, Report
 
 MAX_CELLS, MAX_MATRIX = 20, 100  # classes up to which a table of numbers, and a shaded figure, can be read
 MAX_SAMPLES, MAX_SAMPLE_CLASSES = 600, 100
@@ -67,7 +67,7 @@ def sample_indices(labels: Sequence[int] | np.ndarray, num_classes: int, per_cla
 
 def write(
     folder: Path | str,
-    report: Report,
+    report: AnyReport,
     history: Sequence[Mapping[str, Any]] = (),
     *,
     recipe_toml: str = "",
@@ -105,7 +105,7 @@ def write(
 
 
 def page(
-    report: Report,
+    report: AnyReport,
     history: Sequence[Mapping[str, Any]] = (),
     *,
     recipe_toml: str = "",
@@ -116,18 +116,10 @@ def page(
     facts: Mapping[str, Any] | None = None,
 ) -> str:
     """The page as a string; arguments as for `write`."""
-    k, classes = len(report.classes), report.classes
-    matrix = figures.confusion_matrix(report.confusion, classes) if MAX_CELLS < k <= MAX_MATRIX else b""
-    mistakes = []
-    if pictures is not None:
-        for mistake in report.wrong:
-            names = {"true": classes[mistake.label], "taken": classes[mistake.predicted], "key": mistake.key}
-            picture = thumbnail(pictures(mistake.place))
-            mistakes.append({**names, "picture": picture, "probability": mistake.probability})
-    pairs = [
-        {"true": classes[i], "taken": classes[j], "n": n, "part": n / report.per_class[i].support}
-        for n, i, j in report.confused(min(24, max(10, k)))
-    ]
+    if isinstance(report, LabelReport):
+        template, own = "labels.html.jinja", _of_labels(report, pictures)
+    else:
+        template, own = "report.html.jinja", _of_single(report, pictures)
     samples = {name: given for name, given in (samples or {}).items() if len(given)}
     shown = dict(list(samples.items())[:MAX_SAMPLE_CLASSES])
     per_class = max(3, min(10, MAX_SAMPLES // max(1, len(shown))))
@@ -136,34 +128,67 @@ def page(
         "run": facts,
         "skipped": report.skipped,
         "curve": history,
-        "calibration": True,
-        "confusion": k <= MAX_MATRIX,
-        "pairs": pairs,
+        "calibration": isinstance(report, Report),
+        "confusion": isinstance(report, Report) and len(report.classes) <= MAX_MATRIX,
+        "pairs": own.get("pairs"),
         "classes": True,
-        "mistakes": mistakes,
+        "mistakes": own["mistakes"],
         "samples": strips,
         "recipe": recipe_toml,
         "environment": environment,
     }
     return _render(
-        "report.html.jinja",
+        template,
         title=title,
         report=report,
-        chance=math.log(k),
         sections=[(id_, _SECTIONS[id_]) for id_, content in has.items() if content],
         facts=_flat(facts or {}),
         curve=Markup(figures.inline(figures.learning_curve(history))) if history else "",
-        reliability=Markup(figures.inline(figures.reliability_diagram(report.reliability))),
-        cells=_cells(report) if k <= MAX_CELLS else [],
-        matrix=Markup(figures.inline(matrix)) if matrix else "",
-        pairs=pairs,
-        mistakes=mistakes,
+        **own,
         samples=strips,
         across=max((len(strip) for _, strip in strips), default=1),
         hidden_classes=len(samples) - len(shown),
         recipe=recipe_toml,
         environment=_flat(environment or {}),
     )
+
+
+def _of_single(report: Report, pictures: Callable[[int], Tensor] | None) -> dict[str, Any]:
+    """What only the page of single labels shows."""
+    k, classes = len(report.classes), report.classes
+    matrix = figures.confusion_matrix(report.confusion, classes) if MAX_CELLS < k <= MAX_MATRIX else b""
+    pairs = [
+        {"true": classes[i], "taken": classes[j], "n": n, "part": n / report.per_class[i].support}
+        for n, i, j in report.confused(min(24, max(10, k)))
+    ]
+    return {
+        "chance": math.log(k),
+        "reliability": Markup(figures.inline(figures.reliability_diagram(report.reliability))),
+        "cells": _cells(report) if k <= MAX_CELLS else [],
+        "matrix": Markup(figures.inline(matrix)) if matrix else "",
+        "pairs": pairs,
+        "mistakes": _mistakes(
+            report.wrong, pictures, lambda m: {"true": classes[m.label], "taken": classes[m.predicted]}
+        ),
+    }
+
+
+def _of_labels(report: LabelReport, pictures: Callable[[int], Tensor] | None) -> dict[str, Any]:
+    """What only the page of many labels shows."""
+    classes = report.classes
+    return {
+        "mistakes": _mistakes(report.wrong, pictures, lambda m: {"name": classes[m.label], "there": m.there}),
+    }
+
+
+def _mistakes(wrong: Sequence[Any], pictures: Callable[[int], Tensor] | None, say: Callable[[Any], dict[str, Any]]):
+    """The mistakes with their pictures, where there are pictures."""
+    if pictures is None:
+        return []
+    return [
+        {**say(one), "key": one.key, "probability": one.probability, "picture": thumbnail(pictures(one.place))}
+        for one in wrong
+    ]
 
 
 _SECTIONS = {

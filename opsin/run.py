@@ -19,24 +19,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from opsin import checkpoint, device, figures, hub, models, optim, recipes, report, shipped, storage
+from opsin import checkpoint, device, figures, hub, metrics, models, optim, recipes, report, shipped, storage
 from opsin import classifier as classifiers
 from opsin import recipe as recipe_values
 from opsin.augment import DRAWS, Augmenter, random_crop
 from opsin.classifier import NetClassifier
 from opsin.console import Reporter
 from opsin.data import datasets, loader
-from opsin.data.index import Splits, split_stratified
+from opsin.data.index import Index, Splits, split_stratified
 from opsin.data.rng import uniform
 from opsin.errors import BadInput, DataError, Interrupted, NonFiniteLoss, StorageError, UsageError, near
-from opsin.evaluate import Report, evaluate
-from opsin.loss import Classify
+from opsin.evaluate import AnyReport, LabelReport, measure, report_from_dict
+from opsin.loss import Classify, Labels, of_ignorance
 from opsin.models import smallnet, weights
 from opsin.preprocess import (
     CIFAR10_MEAN,
@@ -47,7 +47,7 @@ from opsin.preprocess import (
     resize,
     to_channels,
 )
-from opsin.recipe import ModelSpec, Recipe
+from opsin.recipe import CrossEntropy, ModelSpec, Recipe
 from opsin.recipes import derive
 from opsin.runfolder import Lock, Log, Signals, environment
 from opsin.train import EpochEnd, Precision, StepEnd, TrainState
@@ -65,6 +65,7 @@ PREPROCESSINGS = {
     "none": None,
 }
 EVALUATION_BATCH = 250
+UNEVEN = 5  # times as many pictures as the smallest class: worth a word
 SECONDS_BETWEEN_SAVES = 20.0
 SHOWN = 5  # pictures that were left out, by name
 
@@ -76,7 +77,7 @@ class Run:
     folder: Path
     recipe: Recipe
     words: list[str] = field(default_factory=list)
-    report: Report | None = None
+    report: AnyReport | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def load(self, device: str = "cpu") -> classifiers.Classifier:
@@ -106,6 +107,7 @@ def train(
     on_bad_image: str | None = None,
     settings: Sequence[str] = (),
     dry_run: bool = False,
+    asked: Literal["", "top1", "map"] = "",
     reporter: Reporter | None = None,
 ) -> Run:
     """Train a classifier on a named data set, a folder of class folders, a list of paths and labels, or a tar;
@@ -115,6 +117,7 @@ def train(
     a folder says of network and normalisation is taken where neither `recipe` nor `model` is given.
     recipe: a `Recipe`, a name of `opsin.recipes.RECIPES`, FILE.toml or FILE.py:FUNCTION. settings: "key=value" for any
     other field of the recipe. out: the run folder; by default runs/MODEL-DATA-TIME. dry_run: derive and check only.
+    asked: what the caller will ask of the report; `UsageError`, before training, where these pictures have no such.
     """
     reporter = reporter or Reporter()
     # Folders are written down in full: a run is resumed and evaluated from anywhere.
@@ -155,6 +158,12 @@ def train(
     reading = [(key, text) for key, text in changes if key.startswith("data.") or key == "seed"]
     first = _changed(made or derive.small(), reading)
     splits = _load(first, reporter)
+    if asked and asked != ("map" if splits["train"].many_labels else "top1"):
+        raise UsageError(
+            "--min-top1: a picture may have many labels here, so none is simply right; ask for --min-map"
+            if asked == "top1"
+            else "--min-map: each picture has one label here; ask for --min-top1"
+        )
     if made is None:
         name, options = (start.name, start.options) if start else (model or derive.DEFAULT, None)
         made, words = derive.derive(facts(data, splits), name, options)
@@ -163,7 +172,7 @@ def train(
             words += taken
     made, enlarged = fitting(_changed(made, changes))
     # After the changes, so that it is true; what else was changed may contradict a word above.
-    words = [derive.headline(made), *words, *enlarged]
+    words = [derive.headline(made), *words, *enlarged, *uneven(made, splits["train"])]
     if settings:
         words.append(f"as given: {', '.join(settings)}")
     for line in words:
@@ -235,7 +244,7 @@ def resume(folder: Path | str, *, reporter: Reporter | None = None) -> Run:
         if (folder / "report.json").exists():
             reporter.say(f"{folder} is finished")
             values = storage.read_json((folder / "report.json").read_bytes(), folder / "report.json")
-            return Run(folder, recipe, report=Report.from_dict(values, str(folder / "report.json")))
+            return Run(folder, recipe, report=report_from_dict(values, str(folder / "report.json")))
         splits = _load(recipe, reporter)
         return _Training(recipe, folder, splits, _words(folder), reporter).run()
 
@@ -342,7 +351,9 @@ def facts(name: str, splits: Splits, sample: int = 200) -> derive.Facts:
         std = tuple(round(max(v, 0.01), 4) for v in values.std((0, 2, 3)).tolist())
         # Small pictures are often characters, whose mirror image is another character or none.
         mirror = max(height, width) > 64
-    return derive.Facts(name, len(index), len(index.classes), height, width, channels, mean, std, mirror)
+    return derive.Facts(
+        name, len(index), len(index.classes), height, width, channels, mean, std, mirror, index.many_labels
+    )
 
 
 def fitting(recipe: Recipe) -> tuple[Recipe, list[str]]:
@@ -357,6 +368,21 @@ def fitting(recipe: Recipe) -> tuple[Recipe, list[str]]:
         f"pictures of {height}×{width} are enlarged to {size[0]}×{size[1]}, the least that {recipe.model.name} takes"
     ]
     return replace(recipe, preprocess=replace(recipe.preprocess, size=size)), words
+
+
+def uneven(recipe: Recipe, train: Index) -> list[str]:
+    """Where some classes have far fewer pictures than others, and the recipe does nothing about it: that, in words."""
+    counts = train.counts()
+    most, least = int(counts.argmax()), int(counts.argmin())
+    if counts[most] <= UNEVEN * counts[least] or recipe.data.balance or recipe.loss.class_weights:
+        return []
+    if isinstance(recipe.loss, CrossEntropy) and recipe.loss.tau:
+        return []
+    few, many = (f"{train.classes[k]} ({counts[k]:,})" for k in (least, most))
+    return [
+        f"classes are uneven, from {few} to {many} training pictures, and each picture counts alike; where each class "
+        "should: --set data.balance=root, or --set loss.class_weights=balanced"
+    ]
 
 
 def _build(recipe: Recipe, num_classes: int) -> tuple[Model, ModelSpec]:
@@ -412,6 +438,7 @@ class _Training:
         if splits["train"].many_labels:
             raise UsageError("pictures with many labels can be read, shown and checked, but not be trained on yet")
         self.splits, self.classes = splits, splits["train"].classes
+        self.many_labels = splits["train"].many_labels
         # Without a validation part the test error is shown after each pass, as in the chapter; nothing is chosen by it.
         self.watched = "val" if "val" in splits else "test"
 
@@ -425,6 +452,7 @@ class _Training:
                 reporter.say(note)
             self.words += [note for note in notes if note not in self.words]
         self.batches = self._loader()
+        self.labels = Labels.of(self.batches.labels.to(self.device), len(self.classes))
         self.total_steps = recipe.epochs * math.ceil(len(self.batches) / recipe.accumulate)
         last = device.channels_last(recipe, self.device, self.model)
         layout = torch.channels_last if last else torch.contiguous_format
@@ -447,6 +475,8 @@ class _Training:
             cropped=isinstance(self.batches, loader.DiskLoader),
         )
 
+        self.objective = Classify(self.augment, recipe.loss, self.labels)
+
         self.fingerprint = _fingerprint(self.splits)
         self.environment = environment(str(self.device), torch.get_num_threads())
         self.history: list[dict[str, Any]] = []
@@ -454,8 +484,9 @@ class _Training:
         self.seconds = 0.0
         self.best: dict[str, Any] = {"error": None, "epoch": 0}
         self.best_tensors: dict[str, Tensor] = {}
+        self.thresholds = (0.5,) * len(self.classes)  # until the end
         self.epoch_open = False  # an epoch has ended whose evaluation is not yet in the history
-        self.latest: Report | None = None
+        self.latest: AnyReport | None = None
         self.saved = (-1, time.monotonic())  # step and time of the last checkpoint
         self.verified: set[str] = set()  # the checkpoints that this process has read whole
 
@@ -477,6 +508,7 @@ class _Training:
                 min_size=(math.ceil(least[0] * wider), math.ceil(least[1] * wider)),
                 batch_size=recipe.data.batch_size,
                 seed=recipe.seed,
+                balance=recipe.data.balance,
             )
         for part in self.splits:
             loaded = loader.load_memory(
@@ -489,7 +521,9 @@ class _Training:
             self.memory[part] = loaded.images.to(self.device), loaded.labels.to(self.device)
             self.splits = {**self.splits, part: loaded.kept}
         images, labels = self.memory["train"]
-        return loader.MemoryLoader(images, labels, batch_size=recipe.data.batch_size, seed=recipe.seed)
+        return loader.MemoryLoader(
+            images, labels, batch_size=recipe.data.batch_size, seed=recipe.seed, balance=recipe.data.balance
+        )
 
     def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch, on the network's device whichever loader they come from."""
@@ -571,7 +605,7 @@ class _Training:
         for event in training_loop(
             self.state,
             self._epoch,
-            Classify(self.augment, self.recipe.loss),
+            self.objective,
             total_steps=self.total_steps,
             until=self._over,
             schedule=self.recipe.schedule,
@@ -589,7 +623,7 @@ class _Training:
                 self.ema.update(self.model, event.progress)
             self._count(event, loss)
             if event.progress.step == 1 and not self.recipe.model.weights:
-                self._check_first_loss(loss)
+                self._check_first_loss(event.output.losses[0].item())
             now, (then, samples) = time.monotonic(), pace
             rate = (event.progress.samples - samples) / max(1e-9, now - then)
             self.reporter.step(event.progress, loss, rate)
@@ -626,7 +660,8 @@ class _Training:
         of each step), as augmented; of mixed pictures the larger part is meant."""
         labels, n = event.batch.labels, len(event.batch.labels)
         self.sums["loss"] += loss * n
-        self.sums["wrong"] += int((event.output.logits.argmax(1) != labels).sum())
+        if not self.many_labels:
+            self.sums["wrong"] += int((event.output.logits.argmax(1) != labels).sum())
         self.sums["seen"] += n
         if len(losses := event.output.losses) > 1:
             for i, each in enumerate(losses):
@@ -635,7 +670,8 @@ class _Training:
     def _end_epoch(self) -> None:
         """Measure after a pass, write it down, save."""
         try:
-            report = self.latest = self._evaluate(self.watched, self.reporter.counter("evaluating"))
+            quick: dict[str, Any] = {"resamples": 0} if self.many_labels else {}
+            report = self.latest = self._evaluate(self.watched, self.reporter.counter("evaluating"), None, **quick)
         except Interrupted:
             self._save()  # the pass is done, its measurement is not: it is the first thing on resume
             raise
@@ -644,9 +680,13 @@ class _Training:
             "epoch": epoch,
             "step": self.state.progress.step,
             "train_loss": self.sums["loss"] / seen,
-            "train_error": self.sums["wrong"] / seen,
+            **({} if self.many_labels else {"train_error": self.sums["wrong"] / seen}),
             f"{self.watched}_loss": report.nll,
-            f"{self.watched}_error": report.error,
+            **(
+                {f"{self.watched}_map": report.map}
+                if isinstance(report, LabelReport)
+                else {f"{self.watched}_error": report.error}
+            ),
             "lr_factor": self.recipe.schedule(self.state.progress, self.total_steps),
             "seconds": round(time.monotonic() - self.clock, 2),
             # With auxiliary heads, of each its own unweighted loss; head0 is the network's.
@@ -672,15 +712,21 @@ class _Training:
         return self.ema.tensors if self.ema is not None else self.model.state_dict()
 
     def _classifier(self, tensors: Mapping[str, Tensor] | None = None) -> NetClassifier:
+        """With these weights, or those of the network itself; of many labels at the thresholds that are chosen."""
         model = self.model
         if tensors is not None:
             model = copy.deepcopy(self.model)
             model.load_state_dict(tensors)
-        return NetClassifier(model, self.recipe.preprocess, self.classes, self.spec)
+        thresholds = self.thresholds if self.many_labels else None
+        return NetClassifier(model, self.recipe.preprocess, self.classes, self.spec, thresholds)
 
     def _evaluate(
-        self, part: str, show: Callable[[int, int], None] | None, tensors: Mapping[str, Tensor] | None = None
-    ) -> Report:
+        self,
+        part: str,
+        show: Callable[[int, int], None] | None,
+        tensors: Mapping[str, Tensor] | None = None,
+        **options: Any,
+    ) -> AnyReport:
         def progress(done: int, total: int) -> None:
             if self.signals.received is not None:
                 raise self.signals.interrupted(self.folder)
@@ -690,14 +736,26 @@ class _Training:
         if tensors is None and self.ema is not None:
             tensors = self.ema.tensors
         pictures = self.memory[part] if self.memory else self.splits[part]
-        return evaluate(
+        return measure(
             self._classifier(tensors),
             pictures,
             batch_size=EVALUATION_BATCH,
             workers=max(1, self.recipe.data.workers),
             progress=progress,
             keys=self.splits[part].keys if self.memory else (),
+            **options,
         )
+
+    def _choose_thresholds(self, tensors: Mapping[str, Tensor] | None) -> None:
+        """Of many labels: where F1 is best on the validation part; never by the test part."""
+        words = "each label is named from a probability of 0.5 on: there is no validation part to choose better ones by"
+        if "val" in self.splits:
+            report = self._evaluate("val", self.reporter.counter("evaluating"), tensors, resamples=0)
+            assert report.probabilities is not None and report.labels is not None
+            self.thresholds = tuple(metrics.best_thresholds(report.probabilities, report.labels))
+            words = f"thresholds of the labels by the best F1 on the {report.n} pictures of the validation part"
+        self.words = [*self.words, words]
+        self.reporter.say(words)
 
     def _save(self) -> None:
         self.log.sync()
@@ -731,7 +789,10 @@ class _Training:
         if self.saved[0] != self.state.progress.step:
             self._save()
         tensors = self.best_tensors or None
-        result = self.latest if self.watched == "test" and not tensors else None
+        if self.many_labels:
+            self._choose_thresholds(tensors)
+        quick = self.watched == "test" and not tensors and not self.many_labels  # else there is more to be measured
+        result = self.latest if quick else None
         if result is None or self.state.progress.batch:  # stopped within a pass: what is kept is what is measured
             result = self._evaluate("test", self.reporter.counter("evaluating"), tensors)
         skipped = tuple(str(bad) for index in self.splits.values() for bad in index.skipped)
@@ -790,15 +851,18 @@ class _Training:
         )
         pixels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
         titles = [self.classes[int(label)] for label in targets.argmax(1)]
+        if self.many_labels:
+            titles = [", ".join(self.classes[k] for k in np.flatnonzero(row >= 0.5)) for row in targets.cpu().numpy()]
         storage.write_file(self.folder / "inputs.png", figures.picture_grid(pixels, titles))
 
     def _check_first_loss(self, loss: float) -> None:
-        expected = math.log(len(self.classes))
+        expected, k = of_ignorance(self.recipe.loss, self.labels), 2 if self.many_labels else len(self.classes)
+        about = f"ln {k} = {expected:.2f}" if abs(expected - math.log(k)) < 1e-4 else f"{expected:.2f}"
         if abs(loss - expected) < 0.5 + 0.25 * expected:
-            self.reporter.say(f"first loss {loss:.2f}, near ln {len(self.classes)} = {expected:.2f} as it should be")
+            self.reporter.say(f"first loss {loss:.2f}, near {about} as it should be")
         else:
             self.reporter.warn(
-                f"first loss {loss:.2f}, where an untrained network has about ln {len(self.classes)} = {expected:.2f}; "
+                f"first loss {loss:.2f}, where an untrained network has about {about}; "
                 f"look at {self.folder / 'inputs.png'} and at the learning rate"
             )
 

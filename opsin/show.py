@@ -35,16 +35,39 @@ def in_words(value: Any) -> str:
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    low, high = report["top1_interval"]
+    (_print_labels if report.get("many_labels") else _print_single)(report)
+    if report.get("skipped"):
+        print(f"left out    {len(report['skipped'])}, because they could not be read")
+
+
+def _print_labels(report: Mapping[str, Any]) -> None:
+    interval = _interval(report["map_interval"])
+    print(f"mAP         {percent(report['map'])}  ({report['n']:,} pictures{f'; {interval}' if interval else ''})")
+    print(f"mAP of 11   {percent(report['map11'])}  (eleven points, as in VOC 2007)")
+    micro, macro = report["micro"]["f1"], report["macro"]["f1"]
+    print(f"F1          {percent(micro)} of all labels together, {percent(macro)} in the mean over classes")
+    print(f"nll         {report['nll']:.4f} nats a label\n")
+    rows = []
+    for score in report["per_class"]:
+        part = "" if not score["known"] else percent(score["support"] / score["known"])
+        ap = "" if score["ap"] is None else percent(score["ap"])
+        rows.append((score["name"], score["support"], part, ap, _interval(score["interval"]), percent(score["f1"])))
+    print_table(("class", "pictures", "of all", "AP", "", "F1"), rows, right=(1, 2, 3, 5))
+    print()
+
+
+def _interval(given: Sequence[float] | None) -> str:
+    return "" if given is None else f"95 % interval {percent(given[0])} to {percent(given[1])}"
+
+
+def _print_single(report: Mapping[str, Any]) -> None:
     right = report["n"] - report["num_wrong"]
-    interval = f"95 % interval {percent(low)} to {percent(high)}"
+    interval = _interval(report["top1_interval"])
     print(f"right       {percent(report['top1'])}  ({right:,} of {report['n']:,}; {interval})")
     if len(report["classes"]) > 5:
         print(f"among 5     {percent(report['top5'])}")
     print(f"nll         {report['nll']:.4f} nats a picture")
     print(f"calibration {percent(report['calibration_error'])} error")
-    if report.get("skipped"):
-        print(f"left out    {len(report['skipped'])}, because they could not be read")
 
 
 def print_table(
@@ -183,7 +206,10 @@ def _print_counts(what: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 class PredictionWriter:
-    """Writes the predictions of one picture after the other to stdout, as text or as CSV."""
+    """Writes the predictions of one picture after the other to stdout, as text or as CSV.
+
+    A picture that has none of many labels is a row of rank 0 with empty cells.
+    """
 
     def __init__(self, form: str) -> None:
         self._csv = csv.writer(sys.stdout, lineterminator="\n") if form == "csv" else None
@@ -195,8 +221,10 @@ class PredictionWriter:
             for rank, p in enumerate(named, 1):
                 row = (safe_cell(key), rank, safe_cell(p.name), p.label, f"{p.probability:.6f}")
                 self._csv.writerow(row)
+            if not named:
+                self._csv.writerow((safe_cell(key), 0, "", "", ""))
             return
-        answers = (f"{percent(p.probability):>8}  {printable(p.name)}" for p in named)
+        answers = [f"{percent(p.probability):>8}  {printable(p.name)}" for p in named] or ["none of the classes"]
         print(f"{printable(key)}\n  " + "\n  ".join(answers))
 
 

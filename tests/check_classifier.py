@@ -17,7 +17,7 @@ from opsin import metrics
 from opsin.classifier import Classifier
 from opsin.data.index import ArraySource, Index
 from opsin.errors import BadInput, UsageError
-from opsin.evaluate import evaluate
+from opsin.evaluate import LabelReport, evaluate, evaluate_labels, measure
 
 SIZES = [(1, 1), (3, 50), (41, 37), (64, 64), (200, 9)]
 
@@ -55,7 +55,12 @@ def check_shape(classifier: Classifier) -> None:
     assert probabilities.shape == (len(images), len(classes)) and probabilities.is_floating_point()
     assert not probabilities.requires_grad
     assert bool(torch.isfinite(probabilities).all()) and bool((probabilities >= 0).all())
-    torch.testing.assert_close(probabilities.sum(1).cpu(), torch.ones(len(images), dtype=probabilities.dtype))
+    least = classifiers.thresholds(classifier)
+    if least is None:
+        torch.testing.assert_close(probabilities.sum(1).cpu(), torch.ones(len(images), dtype=probabilities.dtype))
+    else:
+        assert len(least) == len(classes) and all(0 <= value <= 1 for value in least)
+        assert bool((probabilities <= 1).all())
     assert torch.equal(probabilities, classifier.probabilities(stack)), "the same question, another answer"
 
 
@@ -85,10 +90,13 @@ def check_kinds(classifier: Classifier, folder: Path, tolerance: float) -> None:
     path = folder / "a picture.png"
     path.write_bytes(png)
     kinds = [chw, hwc, np.asfortranarray(hwc), pillow, png, path, str(path)]
-    k = len(classifier.classes)
+    k, least = len(classifier.classes), classifiers.thresholds(classifier)
     answers = classifiers.predict(classifier, kinds, top=k)
     expected = classifier.probabilities(classifier.prepare(chw)[None]).cpu()
     order = metrics.ranking(expected, k)[0].tolist()
+    if least is not None:
+        order = [label for label in order if expected[0, label] >= least[label]]
+        assert 0 < len(order) < k, "thresholds that this picture does not try"
     for answer in answers:
         assert [prediction.label for prediction in answer] == order
         for prediction in answer:
@@ -96,7 +104,7 @@ def check_kinds(classifier: Classifier, folder: Path, tolerance: float) -> None:
             assert prediction.probability == pytest.approx(float(expected[0, prediction.label]), abs=tolerance)
     assert answers == classifiers.predict(classifier, kinds, top=k, workers=3)
     assert [len(a) for a in classifiers.predict(classifier, kinds, top=1)] == [1] * len(kinds)
-    assert len(classifiers.predict(classifier, [chw], top=k + 7)[0]) == k
+    assert len(classifiers.predict(classifier, [chw], top=k + 7)[0]) == len(order)
     assert classifiers.predict(classifier, []) == []
 
     grey = picture(20, 20, 1, seed=6)
@@ -130,14 +138,24 @@ def check_evaluation(classifier: Classifier, tolerance: float) -> None:
     """`evaluate` finds what one picture after the other gives."""
     k, n = len(classifier.classes), 11
     images = torch.stack([picture(24, 24, seed=100 + i) for i in range(n)])
-    labels = np.arange(n) % k
-    index = Index([f"p{i}" for i in range(n)], labels.astype(np.int64), classifier.classes, ArraySource(images.numpy()))
+    many = classifiers.thresholds(classifier) is not None
+    labels = (np.arange(n) % k).astype(np.int64)
+    if many:
+        labels = np.eye(k, dtype=np.float32)[labels]
+        labels[0] = -1
+    index = Index([f"p{i}" for i in range(n)], labels, classifier.classes, ArraySource(images.numpy()))
     rows = torch.cat([classifier.probabilities(classifier.prepare(image)[None]).cpu() for image in images])
-    report = evaluate(classifier, index, batch_size=4)
-    assert report.probabilities is not None
+    report = measure(classifier, index, batch_size=4)
+    assert report.probabilities is not None and isinstance(report, LabelReport) == many
     torch.testing.assert_close(report.probabilities, rows, atol=tolerance, rtol=0)
-    assert report.num_wrong == int((metrics.predicted(rows) != torch.from_numpy(labels)).sum())
     assert report.classes == classifier.classes and report.n == n
+    if isinstance(report, LabelReport):
+        with pytest.raises(UsageError, match="evaluate_labels"):
+            evaluate(classifier, index)
+        return
+    assert report.num_wrong == int((metrics.predicted(rows) != torch.from_numpy(labels)).sum())
+    with pytest.raises(UsageError, match="one label a picture"):
+        evaluate_labels(classifier, index)
 
 
 def check_saving(classifier: Classifier, folder: Path) -> None:
@@ -149,5 +167,6 @@ def check_saving(classifier: Classifier, folder: Path) -> None:
     for place in (folder / "run", folder / "run" / "classifier", str(folder / "run")):
         again = classifiers.load(place)
         assert type(again) is type(classifier) and again.classes == classifier.classes
+        assert classifiers.thresholds(again) == classifiers.thresholds(classifier)
         assert torch.equal(again.prepare(picture(30, 30, seed=1)), stack[1])
         assert torch.equal(again.probabilities(stack), expected)

@@ -473,9 +473,9 @@ def _iterative(has: np.ndarray, shares: np.ndarray, places: np.ndarray) -> np.nd
 
     while left.any():
         label = int(np.where(left > 0, left, len(has) + 1).argmin())
-        for row in np.flatnonzero(has[:, label] & (part < 0)):
+        for row in np.flatnonzero(has[:, label] & (part < 0)).tolist():
             deal(row, wanted[label])
-    for row in np.flatnonzero(part < 0):
+    for row in np.flatnonzero(part < 0).tolist():
         deal(row, room)
     return part[np.argsort(places)]
 

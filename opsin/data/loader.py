@@ -42,11 +42,42 @@ def batch_bounds(n: int, batch_size: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], n], strict=True)) if starts else []
 
 
-class _Loader:
-    """What both loaders share: which pictures are in which batch."""
+def shares(labels: np.ndarray, balance: str) -> np.ndarray | None:
+    """How often each picture is to come in a pass, float64 [N] of mean 1; None for once each.
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, shuffle: bool) -> None:
-        self.num_samples, self.seed, self.shuffle = num_samples, seed, shuffle
+    labels: int64 [N] or float32 [N, K]. "classes": by the inverse frequency of its class, "root": by the root of that.
+    Of many labels the rarest decides; pictures without any are a class of their own.
+    """
+    if not balance:
+        return None
+    if labels.ndim == 1:
+        frequency = np.bincount(labels)[labels].astype(np.float64)
+    else:
+        there = np.column_stack([labels == 1, ~(labels == 1).any(1)])
+        frequency = np.where(there, there.sum(0), len(labels)).min(1).astype(np.float64)
+    wanted = frequency ** (-1.0 if balance == "classes" else -0.5)
+    return wanted / wanted.mean()
+
+
+def drawn(seed: int, epoch: int, shares: np.ndarray) -> np.ndarray:
+    """The places of a pass, int64 [N], in which picture i comes ⌊shares[i]⌋ or ⌈shares[i]⌉ times: systematic sampling
+    of the pictures in a random order, then shuffled. A function of the arguments alone."""
+    n = len(shares)
+    first, second = order(seed, 2 * epoch, n), order(seed, 2 * epoch + 1, n)
+    ends = shares[first].cumsum()
+    ends *= n / ends[-1]
+    offset = (second[0] + 0.5) / n
+    taken = np.searchsorted(ends, np.arange(n) + offset, side="right").clip(max=n - 1)
+    return first[taken][second]
+
+
+class _Loader:
+    """What both loaders share: which pictures are in which batch. shares: see `shares`."""
+
+    def __init__(
+        self, num_samples: int, batch_size: int, seed: int, shuffle: bool, shares: np.ndarray | None = None
+    ) -> None:
+        self.num_samples, self.seed, self.shuffle, self.shares = num_samples, seed, shuffle, shares
         self.bounds = batch_bounds(num_samples, batch_size)
 
     def __len__(self) -> int:
@@ -57,7 +88,10 @@ class _Loader:
         """The places in the data set of each batch from number `start` on, int64 [B]."""
         if not 0 <= start <= len(self.bounds):
             raise UsageError(f"start: expected 0 to {len(self.bounds)} (batches in an epoch), received {start}")
-        places = order(self.seed, epoch, self.num_samples) if self.shuffle else np.arange(self.num_samples)
+        if self.shares is not None:
+            places = drawn(self.seed, epoch, self.shares)
+        else:
+            places = order(self.seed, epoch, self.num_samples) if self.shuffle else np.arange(self.num_samples)
         return (places[first:last] for first, last in self.bounds[start:])
 
 
@@ -77,12 +111,13 @@ class MemoryLoader(_Loader):
         seed: int = 0,
         shuffle: bool = True,
         keys: Sequence[str] = (),
+        balance: str = "",
     ) -> None:
         if len(images) != len(labels) or (keys and len(keys) != len(labels)):
             raise UsageError(
                 f"expected as many labels and keys as pictures, received {len(images)}, {len(labels)}, {len(keys)}"
             )
-        super().__init__(len(images), batch_size, seed, shuffle)
+        super().__init__(len(images), batch_size, seed, shuffle, shares(labels.cpu().numpy(), balance))
         self.images, self.labels, self.keys = images, labels, keys
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -90,7 +125,7 @@ class MemoryLoader(_Loader):
         for places in self.places(epoch, start):
             indices = torch.from_numpy(np.ascontiguousarray(places))
             keys = pick(self.keys, places) if self.keys else ()
-            if self.shuffle:
+            if self.shuffle or self.shares is not None:
                 there = indices.to(self.images.device, non_blocking=True)
                 images, labels = self.images.index_select(0, there), self.labels.index_select(0, there)
             else:
@@ -120,8 +155,9 @@ class DiskLoader(_Loader):
         shuffle: bool = True,
         workers: int = 2,
         min_size: tuple[int, int] | None = None,
+        balance: str = "",
     ) -> None:
-        super().__init__(len(index), batch_size, seed, shuffle)
+        super().__init__(len(index), batch_size, seed, shuffle, shares(index.labels, balance))
         self.index, self.prepare, self.shape = index, prepare, (channels, *size)
         self.workers, self.min_size = workers, min_size
         self.labels = torch.from_numpy(index.labels.copy())

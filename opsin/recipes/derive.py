@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from opsin import models
 from opsin.preprocess import CIFAR10_MEAN, CIFAR10_STD, Preprocess
-from opsin.recipe import SGD, AdamW, Augment, CrossEntropy, Data, Group, ModelSpec, Muon, Recipe
+from opsin.recipe import SGD, AdamW, Augment, BinaryCrossEntropy, CrossEntropy, Data, Group, ModelSpec, Muon, Recipe
 from opsin.schedule import Cosine, Linear
 
 DEFAULT = "smallnet"
@@ -17,7 +17,8 @@ WITHOUT_NORM += ("vgg11", "vgg13", "vgg16", "vgg19")
 
 
 class Facts(NamedTuple):
-    """What a recipe is derived from. height, width: medians, in pixels. mirror: a mirrored picture keeps its class."""
+    """What a recipe is derived from. height, width: medians, in pixels. mirror: a mirrored picture keeps its class.
+    many_labels: a picture may have any number of them."""
 
     name: str
     num_train: int
@@ -28,6 +29,7 @@ class Facts(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     mirror: bool
+    many_labels: bool = False
 
 
 def small() -> Recipe:
@@ -70,6 +72,9 @@ def derive(facts: Facts, model: str = DEFAULT, options: dict[str, Any] | None = 
         loss=CrossEntropy(label_smoothing=0.1, aux_weights=models.entry(model).aux_weights),
         epochs=epochs,
     )
+    if facts.many_labels:
+        recipe = replace(recipe, loss=BinaryCrossEntropy(aux_weights=recipe.loss.aux_weights))
+        words.append("a picture may have many labels: each has its own sigmoid, learnt by binary cross-entropy")
     if model == DEFAULT:
         if few:
             # Batch statistics of a few pictures are noisy, and so are the last steps: the average is what is kept.
