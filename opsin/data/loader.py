@@ -60,10 +60,12 @@ def shares(labels: np.ndarray, balance: str) -> np.ndarray | None:
 
 
 def drawn(seed: int, epoch: int, shares: np.ndarray) -> np.ndarray:
-    """The places of a pass, int64 [N], in which picture i comes ⌊shares[i]⌋ or ⌈shares[i]⌉ times: systematic sampling
-    of the pictures in a random order, then shuffled. A function of the arguments alone."""
+    """The places of a pass, int64 [N], in which picture i comes ⌊shares[i]⌋ or ⌈shares[i]⌉ times, and those of one
+    share as often as they should, to one picture: systematic sampling of pictures in a random order within their share,
+    then shuffled. A function of the arguments alone."""
     n = len(shares)
     first, second = order(seed, 2 * epoch, n), order(seed, 2 * epoch + 1, n)
+    first = first[np.argsort(shares[first], kind="stable")]
     ends = shares[first].cumsum()
     ends *= n / ends[-1]
     offset = (second[0] + 0.5) / n

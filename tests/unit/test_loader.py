@@ -21,8 +21,10 @@ from opsin.data.loader import (
     MemoryLoader,
     batch_bounds,
     decode_size,
+    drawn,
     load_memory,
     order,
+    shares,
 )
 from opsin.data.rng import uniform
 from opsin.errors import BadInput, DataError, UsageError
@@ -348,3 +350,59 @@ def test_a_class_that_loses_all_its_pictures_is_an_error() -> None:
     index = Index(KEYS, LABELS, ("a", "b", "c"), Fragile({i for i in range(N) if LABELS[i] == 1}))
     with pytest.raises(DataError, match="no picture that can be read is left in b"):
         load_memory(index, PLAIN, on_bad_image="skip")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Balanced drawing
+# ---------------------------------------------------------------------------------------------------------------------
+
+UNEVEN = np.repeat(np.arange(3), [700, 250, 50]).astype(np.int64)
+
+
+@pytest.mark.parametrize(("balance", "power"), [("classes", 0.0), ("root", 0.5)])
+def test_a_pass_draws_classes_as_often_as_asked(balance: str, power: float) -> None:
+    wanted = shares(UNEVEN, balance)
+    assert wanted is not None and shares(UNEVEN, "") is None
+    part = np.array([700, 250, 50]) ** power
+    for epoch in range(3):
+        places = drawn(5, epoch, wanted)
+        counts = np.bincount(UNEVEN[places])
+        assert len(places) == 1000 and np.abs(counts - 1000 * part / part.sum()).max() <= 1
+        times = np.bincount(places, minlength=1000)
+        assert ((times >= np.floor(wanted - 1e-9)) & (times <= np.ceil(wanted + 1e-9))).all()
+    assert np.array_equal(drawn(5, 1, wanted), drawn(5, 1, wanted))
+    assert not np.array_equal(drawn(5, 1, wanted), drawn(5, 2, wanted))
+    assert not np.array_equal(drawn(5, 1, wanted), drawn(6, 1, wanted))
+    assert abs(np.corrcoef(np.arange(1000), UNEVEN[drawn(5, 0, wanted)])[0, 1]) < 0.1  # shuffled
+
+
+def test_every_picture_comes_in_some_pass() -> None:
+    wanted = shares(UNEVEN, "classes")
+    assert wanted is not None
+    assert len(np.unique(np.concatenate([drawn(0, epoch, wanted) for epoch in range(20)]))) == 1000
+
+
+def test_of_many_labels_the_rarest_decides() -> None:
+    labels = np.zeros((100, 3), dtype=np.float32)
+    labels[:80, 0], labels[70:90, 1], labels[78:80, 2], labels[95:, 2] = 1, 1, 1, -1
+    wanted = shares(labels, "classes")
+    assert wanted is not None
+    np.testing.assert_allclose(wanted / wanted[0], [1.0] * 70 + [4.0] * 8 + [40.0] * 2 + [4.0] * 10 + [8.0] * 10)
+
+
+def test_both_loaders_draw_alike_and_start_anywhere() -> None:
+    images = make.noise(90, 1, 4, 4)
+    labels = np.repeat([0, 1], [80, 10]).astype(np.int64)
+    index = Index([str(i) for i in range(90)], labels, ("a", "b"), ArraySource(images))
+    memory = MemoryLoader(
+        torch.from_numpy(images), torch.from_numpy(labels), batch_size=16, seed=2, balance="classes", keys=index.keys
+    )
+    disk = DiskLoader(
+        index, lambda image, i, epoch: image, size=(4, 4), channels=1, batch_size=16, seed=2, balance="classes"
+    )
+    whole = list(memory.epoch(3))
+    assert 43 <= sum(int((batch.labels == 1).sum()) for batch in whole) <= 47
+    for start in (0, 4):
+        for one, other in zip(whole[start:], disk.epoch(3, start), strict=True):
+            assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+            assert torch.equal(one.indices, other.indices) and list(one.keys) == list(other.keys)

@@ -201,3 +201,140 @@ def test_senseless_numbers_are_refused() -> None:
         metrics.calibration_error(probabilities, labels, 0)
     with pytest.raises(UsageError, match="0 <= right <= n"):
         metrics.wilson(5, 4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many labels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def many(n: int, k: int, seed: int, levels: int = 0) -> tuple[Tensor, Tensor]:
+    """Probabilities better than guessing, with ties where `levels` is given; labels of which some are not known."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = (torch.rand(n, k, generator=generator) < 0.3).float()
+    scores = torch.sigmoid(torch.randn(n, k, generator=generator, dtype=torch.float64) + 1.5 * labels)
+    if levels:
+        scores = (scores * levels).round() / levels
+    return scores, labels.masked_fill(torch.rand(n, k, generator=generator) < 0.1, -1)
+
+
+def slow_ap(scores: list[float], there: list[bool]) -> tuple[float, float]:
+    """Area and eleven points by the definition: for each recall the best precision at it or above."""
+    points = []
+    for threshold in sorted(set(scores), reverse=True):
+        called = [there[i] for i in range(len(scores)) if scores[i] >= threshold]
+        points.append((sum(called) / sum(there), sum(called) / len(called)))
+
+    def best(recall: float) -> float:
+        return max((p for r, p in points if r >= recall - 1e-9), default=0.0)
+
+    area, before = 0.0, 0.0
+    for recall, _ in points:
+        area, before = area + (recall - before) * best(recall), recall
+    return area, sum(best(step / 10) for step in range(11)) / 11
+
+
+@pytest.mark.parametrize(("n", "levels", "seed"), [(3, 0, 1), (10, 0, 2), (60, 5, 3), (200, 0, 4), (200, 1, 5)])
+def test_average_precision_equals_the_slow_version_and_scikit_learn(n: int, levels: int, seed: int) -> None:
+    probabilities, labels = many(n, 4, seed, levels)
+    for k, got in enumerate(metrics.average_precisions(probabilities, labels)):
+        known = labels[:, k] >= 0
+        scores, there = probabilities[known, k].numpy(), (labels[known, k] == 1).numpy()
+        if not there.any():
+            assert got == (None, None)
+            continue
+        area, eleven = slow_ap(scores.tolist(), there.tolist())
+        assert got.area == pytest.approx(area, abs=1e-12) and got.eleven == pytest.approx(eleven, abs=1e-12)
+        precision, recall, _ = sk.precision_recall_curve(there, scores)
+        interpolated = np.maximum.accumulate(precision)
+        assert got.area == pytest.approx(-(np.diff(recall) * interpolated[:-1]).sum(), abs=1e-12)
+        assert got.area >= sk.average_precision_score(there, scores) - 1e-12  # which does not interpolate
+
+
+def test_average_precision_by_hand() -> None:
+    scores = torch.tensor([[0.9], [0.8], [0.7], [0.6], [0.5]])
+    labels = torch.tensor([[1.0], [0], [1], [-1], [0]])
+    (got,) = metrics.average_precisions(scores, labels)
+    assert got.area == pytest.approx(0.5 * 1 + 0.5 * 2 / 3) and got.eleven == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)
+    (perfect,) = metrics.average_precisions(scores, torch.tensor([[1.0], [1], [0], [0], [0]]))
+    (guessing,) = metrics.average_precisions(torch.full((5, 1), 0.5), labels)
+    assert perfect == (1.0, 1.0) and guessing.area == 0.5
+
+
+def test_scores_at_thresholds_equal_scikit_learn() -> None:
+    probabilities, labels = many(300, 5, 0)
+    labels = labels.clamp(min=0)
+    thresholds = torch.tensor([0.2, 0.4, 0.5, 0.7, 1.0])
+    scores, micro = metrics.per_label(probabilities, labels, thresholds)
+    called = (probabilities >= thresholds).int().numpy()
+    expected = sk.precision_recall_fscore_support(labels.int().numpy(), called, zero_division=0)
+    for got, wanted in zip(scores, expected, strict=True):
+        np.testing.assert_allclose(got, wanted)
+    wanted = sk.precision_recall_fscore_support(labels.int().numpy(), called, average="micro")[:3]
+    assert micro == pytest.approx(wanted)
+    assert metrics.macro(scores)[2] == pytest.approx(float(np.mean(expected[2])))
+    log_loss = np.mean([sk.log_loss(labels[:, k], probabilities[:, k]) for k in range(5)])
+    assert metrics.binary_nll(probabilities, labels) == pytest.approx(log_loss)
+
+
+def test_what_is_not_known_counts_nowhere() -> None:
+    probabilities, labels = many(120, 3, 6)
+    for k in range(3):
+        known = labels[:, k] >= 0
+        p, y = probabilities[known, k : k + 1], labels[known, k : k + 1]
+        one, all_ = metrics.average_precisions(p, y), metrics.average_precisions(probabilities, labels)
+        assert one[0] == all_[k]
+        assert metrics.best_thresholds(p, y)[0] == metrics.best_thresholds(probabilities, labels)[k]
+        half = torch.full((3,), 0.5)
+        alone, together = (
+            metrics.per_label(p, y, half[:1])[0],
+            metrics.per_label(probabilities, labels, half)[0],
+        )
+        assert all(a[0] == b[k] for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("levels", [0, 6])
+def test_thresholds_have_the_best_f1_that_there_is(levels: int) -> None:
+    probabilities, labels = many(80, 4, 7, levels)
+    chosen = torch.tensor(metrics.best_thresholds(probabilities, labels), dtype=torch.float64)
+    got = metrics.per_label(probabilities, labels, chosen)[0].f1
+    for threshold in [*probabilities.unique().tolist(), 0.0, 1.0]:
+        other = metrics.per_label(probabilities, labels, torch.full((4,), threshold, dtype=torch.float64))[0].f1
+        assert bool((got >= other - 1e-12).all())
+    assert bool(((chosen > 0) & (chosen < 1)).all())
+    same = torch.ones(5, 1)
+    assert (
+        metrics.best_thresholds(torch.rand(5, 1), same) == metrics.best_thresholds(torch.rand(5, 1), 0 * same) == [0.5]
+    )
+
+
+def test_bootstrap_is_seeded_and_near_a_slow_one() -> None:
+    probabilities, labels = many(150, 3, 8)
+    intervals, whole = metrics.bootstrap(probabilities, labels, 400, seed=3)
+    assert (intervals, whole) == metrics.bootstrap(probabilities, labels, 400, seed=3)
+    assert whole != metrics.bootstrap(probabilities, labels, 400, seed=4)[1]
+    rng, slow = np.random.default_rng(0), []
+    for _ in range(400):
+        rows = torch.from_numpy(rng.integers(150, size=150))
+        slow.append([one.area for one in metrics.average_precisions(probabilities[rows], labels[rows])])
+    table = np.array(slow, dtype=float)
+    for k, values in enumerate([*table.T, table.mean(1)]):
+        got = whole if k == 3 else intervals[k]
+        np.testing.assert_allclose(got, np.quantile(values, [0.025, 0.975]), atol=0.03)
+    labels[:, 1] = 0
+    nobody, still = metrics.bootstrap(probabilities, labels, 200)
+    assert nobody[1] is None and nobody[0] is not None and still is not None
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "message"),
+    [
+        (torch.rand(3), torch.zeros(3), "probabilities: expected float"),
+        (torch.rand(3, 2), torch.zeros(3, dtype=torch.int64), r"labels: expected float \[3, 2\]"),
+        (torch.rand(3, 2), torch.full((3, 2), 0.5), "expected 1, 0 and -1"),
+        (torch.full((3, 2), float("nan")), torch.zeros(3, 2), "expected values in 0 to 1"),
+    ],
+)
+def test_many_labels_that_do_not_fit_are_refused(probabilities: Tensor, labels: Tensor, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        metrics.average_precisions(probabilities, labels)
