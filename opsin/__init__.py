@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from opsin.classifier import save as save
     from opsin.data.datasets import load as load_data  # noqa: F401
     from opsin.errors import OpsinError as OpsinError
+    from opsin.evaluate import LabelReport as LabelReport
     from opsin.evaluate import Report as Report
     from opsin.evaluate import evaluate as evaluate
+    from opsin.evaluate import evaluate_labels as evaluate_labels
     from opsin.models import MODELS as MODELS
     from opsin.models import build as build
     from opsin.preprocess import Preprocess as Preprocess
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 _HOMES = {  # public name → file, and its name there when that differs
     "Classifier": "classifier",
+    "LabelReport": "evaluate",
     "MODELS": "models",
     "NetClassifier": "classifier",
     "OpsinError": "errors",
@@ -51,6 +54,7 @@ _HOMES = {  # public name → file, and its name there when that differs
     "Run": "run",
     "build": "models",
     "evaluate": "evaluate",
+    "evaluate_labels": "evaluate",
     "features": "classifier",
     "fit": "run",
     "import_weights": "run",

@@ -383,7 +383,7 @@ def put(*path: str, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (put("kind", value="magic"), "kind: expected one of net, received 'magic'"),
+        (put("kind", value="magic"), "kind: expected one of net, labels, received 'magic'"),
         (put("kind", value=["net"]), "kind: expected one of net"),
         (put("format", value=2), "expected an object of format 1"),
         (put("model", value="resnet20"), "model: expected name, options and in_channels"),
@@ -461,3 +461,53 @@ def test_a_crash_in_the_moment_of_replacement_loses_nothing(saved: Path, tmp_pat
     shutil.copytree(saved, tmp_path / "classifier.old")  # the new folder was not yet in place
     for place in (tmp_path, tmp_path / "classifier"):
         assert isinstance(classifiers.load(place), Classifier)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many labels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def of_labels(thresholds: tuple[float, ...], classes: int = 4) -> NetClassifier:
+    one = net("resnet20", classes)
+    return NetClassifier(one.model, one.preprocess, one.classes, one.spec, thresholds)
+
+
+def test_a_classifier_for_many_labels_keeps_the_contract(tmp_path: Path) -> None:
+    probabilities = of_labels((0.5,) * 4).probabilities(net().prepare(picture(33, 21, seed=5))[None])[0]
+    middle = float(probabilities.sort().values[1:3].mean())  # two of the four are named
+    check_classifier(of_labels((middle,) * 4), tmp_path)
+
+
+def test_its_probabilities_are_sigmoids_and_what_reaches_no_threshold_is_not_named() -> None:
+    classifier, image = of_labels((0.5,) * 4), picture(16, 16)
+    prepared = classifier.prepare(image)[None]
+    classifier.model.eval()
+    logits = classifier.model(classifier.preprocess.normalize(prepared)).logits
+    torch.testing.assert_close(classifier.probabilities(prepared), torch.sigmoid(logits).detach())
+    row = classifier.probabilities(prepared)[0].tolist()
+    exact = of_labels(tuple(row))  # reached, all of them
+    assert [p.probability for p in classifiers.predict(exact, [image], top=3)[0]] == sorted(row, reverse=True)[:3]
+    assert classifiers.predict(of_labels((1.0,) * 4), [image]) == [[]]
+
+
+def test_a_version_that_knows_only_softmax_refuses_it_and_thresholds_are_checked(tmp_path: Path) -> None:
+    classifiers.save(of_labels((0.1, 0.2, 0.3, 0.4)), tmp_path / "new")
+    config = json.loads((tmp_path / "new" / CONFIG).read_text())
+    assert config["kind"] != "net" and config["thresholds"] == [0.1, 0.2, 0.3, 0.4]
+    for wrong in ([0.1], [0.1, 0.2, 0.3, 2], [0.1, 0.2, 0.3, True], "0.5", None):
+        copy = change(tmp_path / "new", tmp_path / "copy", put("thresholds", value=wrong))
+        with pytest.raises(StorageError, match="thresholds: expected 4 numbers in 0 to 1"):
+            classifiers.load(copy)
+        shutil.rmtree(tmp_path / "copy")
+    with pytest.raises(UsageError, match="thresholds: expected 4 numbers"):
+        of_labels((0.5, 0.5))
+
+
+def test_probabilities_of_labels_beyond_one_are_refused() -> None:
+    class Sure(Broken):
+        thresholds = (0.5, 0.5)
+
+    assert [p.name for p in classifiers.predict(Sure([0.9, 0.8]), [picture(4, 4)])[0]] == ["dark", "light"]
+    with pytest.raises(OpsinError, match="not all in 0 to 1"):
+        classifiers.predict(Sure([1.1, 0.8]), [picture(4, 4)])

@@ -867,3 +867,26 @@ def test_wheel_and_sdist_build_and_install(tmp_path) -> None:
     started = time.monotonic()
     use("-m", "opsin", "predict", "run", "pictures", "--sheet", "sheet.html")
     assert "data:image/" in (tmp_path / "sheet.html").read_text() and time.monotonic() - started < 120
+
+
+def test_many_labels_from_a_list_to_names(tmp_path, opsin_) -> None:
+    folder, rows = write_pictures(tmp_path / "pictures", 12), ["path,labels"]
+    rows += [
+        f"pictures/{path.parent.name}/{path.name},{path.parent.name}|all" for path in sorted(folder.rglob("*.png"))
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    train = ("train", tmp_path / "list.csv", *FAST, "--quiet")
+    refused = opsin_(*train, "--min-top1", "0.5", "--out", tmp_path / "x")
+    assert refused.code == 2 and "--min-map" in refused.err and not (tmp_path / "x").exists()
+    assert opsin_("train", folder, *FAST, "--min-map", "0.5", "--out", tmp_path / "x").code == 2
+    assert opsin_(*train, "--min-top1", "0.5", "--min-map", "0.5").code == 2
+    missed = opsin_(*train, "--min-map", "1", "--set", "optimizer.lr=0", "--out", tmp_path / "run")
+    assert missed.code == 4 and "--min-map asked for 100.00 %" in missed.err and "mAP" in missed.out
+    measured = opsin_("evaluate", tmp_path / "run", "--json", "--out", tmp_path / "page")
+    values = json.loads(measured.out)
+    assert measured.code == 0 and values["classes"] == ["all", "dark", "light"] and 0 < values["map"] < 1
+    assert "mean average precision" in (tmp_path / "page" / "report.html").read_text()
+    named = opsin_("predict", tmp_path / "run", folder / "dark", "--json")
+    for row in json.loads(named.out)["predictions"]:
+        assert all(p["probability"] >= 0.5 for p in row["predictions"])
+    assert opsin_("predict", tmp_path / "run", folder, "--csv", "--sheet", tmp_path / "s.html").code == 0

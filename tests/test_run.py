@@ -19,15 +19,19 @@ import torch
 import opsin
 from opsin import cli, storage
 from opsin import run as runs
+from opsin.console import Reporter
 from opsin.data.index import ArraySource, Index
 from opsin.errors import DataError, Interrupted, NonFiniteLoss, StorageError, UsageError
+from opsin.evaluate import LabelReport
 from opsin.preprocess import Preprocess
 from opsin.recipe import (
     SGD,
     AdamW,
     Augment,
+    BinaryCrossEntropy,
     CrossEntropy,
     Data,
+    Focal,
     ModelSpec,
     Muon,
     Recipe,
@@ -141,6 +145,18 @@ def test_the_same_recipe_gives_the_same_bits_and_another_seed_does_not(tmp_path)
     runs.fit(replace(TINY, seed=1), tmp_path / "c", splits=splits())
     assert final(tmp_path / "a") == final(tmp_path / "b")
     assert final(tmp_path / "a")[0] != final(tmp_path / "c")[0]
+
+
+class Told(Reporter):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+    warn = say
 
 
 class Cut(Signals):
@@ -398,3 +414,99 @@ def test_what_is_said_of_the_recipe_is_what_was_given(tmp_path: Path) -> None:
     made = opsin.train(epochs=4, batch_size=32, settings=["augment.shift=0"], out=tmp_path / "run", dry_run=True)
     assert made.words[0] == "the small wide network, 4 passes in batches of 32, Muon"
     assert made.words[-1] == "as given: augment.shift=0"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many labels, and classes that are uneven
+# ---------------------------------------------------------------------------------------------------------------------
+
+MANY = replace(TINY, loss=BinaryCrossEntropy(), optimizer=Muon(lr=0.1, sgd_lr=5.0))
+
+
+def made_many(n=60, seed=0):
+    """Grey pictures: bright above, below, in the middle; a few of which the second is not known."""
+    generator = np.random.default_rng(seed)
+    labels = (generator.random((n, 3)) < [0.5, 0.4, 0.2]).astype(np.float32)
+    images = generator.normal(60, 15, (n, 1, 10, 10))
+    for k, box in enumerate((np.s_[:, :4], np.s_[:, 6:], np.s_[:, :, 3:7])):
+        for i in np.flatnonzero(labels[:, k]):
+            images[i][box] += 120
+    labels[::7, 1] = -1
+    return Index(
+        [f"{seed}/{i}" for i in range(n)],
+        labels,
+        ("top", "bottom", "middle"),
+        ArraySource(np.clip(images, 0, 255).astype(np.uint8)),
+    )
+
+
+def splits_many(**parts):
+    return {"train": made_many(120), "test": made_many(41, seed=1), **parts}
+
+
+def test_many_labels_are_learnt_measured_and_named(tmp_path):
+    reporter = Told()
+    recipe = replace(MANY, epochs=8, data=replace(MANY.data, validation=0.25))
+    run = runs.fit(recipe, tmp_path / "run", splits=splits_many(), reporter=reporter)
+    assert isinstance(run.report, LabelReport) and run.report.map > 0.9 and run.report.map_interval is not None
+    said = "\n".join(reporter.said)
+    assert "near ln 2 = 0.69" in said and "by the best F1 on the 30 pictures of the validation part" in said
+    rows = list(csv.DictReader((run.folder / "log.csv").read_text().splitlines()))
+    assert {"train_loss", "val_loss", "val_map"} <= set(rows[0]) and not any("error" in key for key in rows[0])
+    classifier = run.load()
+    assert classifier.thresholds == tuple(score.threshold for score in run.report.per_class) != (0.5,) * 3
+    index = splits_many()["test"]
+    again = opsin.evaluate_labels(classifier, index)  # the layout in memory may be another: the last bits too
+    assert again.nll == pytest.approx(run.report.nll) and again.map == pytest.approx(run.report.map)
+    images = [index.image(i) for i in range(len(index))]
+    for row, named in zip(
+        classifier.probabilities(torch.stack(images)), opsin.predict(classifier, images), strict=True
+    ):
+        wanted = [k for k in range(3) if row[k] >= classifier.thresholds[k]]
+        assert sorted(p.label for p in named) == wanted
+        assert [p.probability for p in named] == sorted((p.probability for p in named), reverse=True)
+    assert runs.resume(run.folder).report == run.report
+
+
+def test_thresholds_are_not_chosen_on_the_test_part(tmp_path):
+    run = runs.fit(replace(MANY, epochs=1), tmp_path / "run", splits=splits_many())
+    assert run.load().thresholds == (0.5,) * 3
+    assert any("there is no validation part" in line for line in run.words)
+    assert "test_map" in (run.folder / "log.csv").read_text()
+
+
+@pytest.mark.parametrize("at", [2, 8, 17])
+def test_many_labels_drawn_evenly_resume_to_the_same_bits(tmp_path, monkeypatch, at):
+    recipe = replace(MANY, data=replace(MANY.data, balance="root"), loss=Focal(class_weights="balanced"), epochs=2)
+    val = {"val": made_many(30, seed=3)}
+    runs.fit(recipe, tmp_path / "whole", splits=splits_many(**val))
+    monkeypatch.setattr(runs, "Signals", type("CutHere", (Cut,), {"at": at}))
+    with pytest.raises(Interrupted):
+        runs.fit(recipe, tmp_path / "cut", splits=splits_many(**val))
+    monkeypatch.setattr(runs, "Signals", Signals)
+    monkeypatch.setattr(runs, "_load", lambda *_: splits_many(**val))
+    torch.manual_seed(99)
+    runs.resume(tmp_path / "cut")
+    assert final(tmp_path / "cut") == final(tmp_path / "whole")
+
+
+def test_a_loss_of_the_other_kind_is_refused_before_training(tmp_path):
+    with pytest.raises(UsageError, match="--set loss=BinaryCrossEntropy"):
+        runs.fit(TINY, tmp_path / "a", splits=splits_many())
+    with pytest.raises(UsageError, match="--set loss=CrossEntropy"):
+        runs.fit(MANY, tmp_path / "b", splits=splits())
+    assert not (tmp_path / "a" / "recipe.toml").exists()
+
+
+def test_uneven_classes_are_said_with_what_to_set_and_even_ones_are_not():
+    index = made(70)
+    few = index.subset([i for i in range(70) if index.labels[i] or i < 9])
+    (words,) = runs.uneven(TINY, few)
+    assert "from dark (3) to middle (23) training pictures" in words and "data.balance=root" in words
+    assert runs.uneven(TINY, index) == []
+    for recipe in (
+        replace(TINY, data=replace(TINY.data, balance="classes")),
+        replace(TINY, loss=CrossEntropy(class_weights="balanced")),
+        replace(TINY, loss=CrossEntropy(tau=1.0)),
+    ):
+        assert runs.uneven(recipe, few) == []

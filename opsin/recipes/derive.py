@@ -14,6 +14,7 @@ DEFAULT = "smallnet"
 # Networks without batch normalisation: plain descent at the usual rates diverges or crawls on them.
 WITHOUT_NORM = ("lenet5", "lenet", "alexnet", "alexnet_owt", "alexnet_cifar", "nin_cifar", "nin", "googlenet")
 WITHOUT_NORM += ("vgg11", "vgg13", "vgg16", "vgg19")
+LARGE = 128  # pixels of the longer side for many labels (LOG, "BCCD")
 
 
 class Facts(NamedTuple):
@@ -73,7 +74,11 @@ def derive(facts: Facts, model: str = DEFAULT, options: dict[str, Any] | None = 
         epochs=epochs,
     )
     if facts.many_labels:
-        recipe = replace(recipe, loss=BinaryCrossEntropy(aux_weights=recipe.loss.aux_weights))
+        recipe = replace(
+            recipe,
+            loss=BinaryCrossEntropy(aux_weights=recipe.loss.aux_weights),
+            preprocess=replace(recipe.preprocess, crop="squash"),
+        )
         words.append("a picture may have many labels: each has its own sigmoid, learnt by binary cross-entropy")
     if model == DEFAULT:
         if few:
@@ -129,10 +134,18 @@ def _race(batch: int) -> Muon:
 def _size(facts: Facts, model: str) -> tuple[tuple[int, int], list[str]]:
     """What the network is shown, (H, W), and why."""
     entry = models.entry(model)
+    if facts.many_labels and model == DEFAULT and max(facts.height, facts.width) > LARGE:
+        scale = LARGE / max(facts.height, facts.width)
+        size = (round(facts.height * scale), round(facts.width * scale))
+        return size, [
+            f"pictures (median {facts.height}×{facts.width}) are scaled to {size[0]}×{size[1]}, nothing cut off: what "
+            "one of many labels names may be small, and anywhere"
+        ]
     if max(facts.height, facts.width) > 64:
         side = 64 if model == DEFAULT else entry.native_size
         return (side, side), [
-            f"pictures (median {facts.height}×{facts.width}) are scaled to {side}×{side}, the centre cut out"
+            f"pictures (median {facts.height}×{facts.width}) are scaled to {side}×{side}"
+            + ("" if facts.many_labels else ", the centre cut out")
         ]
     # One factor for both sides keeps the shape. 16: at 9 the small network's last map would be a single value.
     least = max(entry.least_size, 16 if model == DEFAULT else 0)

@@ -6,7 +6,7 @@ from torch import nn
 
 from opsin import models
 from opsin.optim import build as build_optimizer
-from opsin.recipe import SGD, AdamW
+from opsin.recipe import SGD, AdamW, BinaryCrossEntropy, CrossEntropy
 from opsin.recipes import find
 from opsin.recipes.derive import Facts, derive
 
@@ -55,3 +55,20 @@ def test_networks_without_normalisation_are_not_given_plain_descent():
             normal = any(isinstance(m, nn.BatchNorm2d) for m in models.build(model, 10).modules())
         recipe = derive(facts(1000, 32, 32, True, **COLOUR), model)[0]
         assert isinstance(recipe.optimizer, SGD if normal else AdamW)
+
+
+def test_many_labels_are_learnt_by_sigmoids_and_that_is_said():
+    recipe, words = derive(facts(300, 32, 32, True, **COLOUR)._replace(many_labels=True), "googlenet_cifar")
+    assert isinstance(recipe.loss, BinaryCrossEntropy) and len(recipe.loss.aux_weights) == 2
+    assert any("many labels" in line and "sigmoid" in line for line in words)
+    assert isinstance(derive(facts(300, 32, 32, True, **COLOUR))[0].loss, CrossEntropy)
+
+
+def test_large_pictures_of_many_labels_are_shown_larger_and_nothing_is_cut_off():
+    large = facts(300, 480, 640, True, **COLOUR)._replace(many_labels=True)
+    recipe, words = derive(large)
+    assert recipe.preprocess.size == (96, 128) and recipe.preprocess.crop == "squash"
+    assert any("scaled to 96×128, nothing cut off" in line for line in words)
+    recipe, words = derive(large, "resnet18")
+    assert recipe.preprocess.size == (224, 224) and not any("centre" in line for line in words)
+    assert derive(large._replace(many_labels=False))[0].preprocess.crop == "crop"

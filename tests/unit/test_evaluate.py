@@ -18,7 +18,7 @@ from opsin import metrics
 from opsin.classifier import NetClassifier
 from opsin.data.index import ArraySource, Index, scan
 from opsin.errors import BadInput, DataError, OpsinError, StorageError, UsageError
-from opsin.evaluate import Report, evaluate, summarise
+from opsin.evaluate import LabelReport, Report, evaluate, evaluate_labels, measure, report_from_dict, summarise
 from opsin.preprocess import Preprocess
 from opsin.recipe import ModelSpec
 from opsin.types import Model, Output
@@ -242,3 +242,84 @@ def test_what_is_no_report_is_named(change: Callable[[dict[str, Any]], Any], mes
     change(values)
     with pytest.raises(StorageError, match=rf"old\.json: .*{message}"):
         Report.from_dict(values, "old.json")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Many labels
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def tiny_many(thresholds: tuple[float, ...] = (0.3, 0.5, 0.7)) -> NetClassifier:
+    one = tiny(("a", "b", "c"))
+    return NetClassifier(one.model, one.preprocess, one.classes, one.spec, thresholds)
+
+
+def some_many(n: int = 203) -> tuple[Tensor, Tensor]:
+    images, _ = some(n)
+    labels = torch.randint(-1, 2, (n, 3), generator=torch.Generator().manual_seed(2)).float()
+    return images, labels
+
+
+def test_a_report_of_many_labels_has_the_numbers_of_metrics_and_survives_json() -> None:
+    classifier, (images, labels) = tiny_many(), some_many()
+    report = evaluate_labels(classifier, index_of(images, labels, classifier.classes), batch_size=64, resamples=200)
+    probabilities = classifier.probabilities(images)
+    ranked = metrics.average_precisions(probabilities, labels)
+    intervals, whole = metrics.bootstrap(probabilities, labels, 200)
+    scores, micro = metrics.per_label(probabilities, labels, torch.tensor(classifier.thresholds))
+    assert report.map == pytest.approx(sum(one.area or 0 for one in ranked) / 3) and report.error == 1 - report.map
+    assert report.map_interval == pytest.approx(whole) and report.micro == pytest.approx(micro)
+    for k, score in enumerate(report.per_class):
+        assert (score.ap, score.ap11) == pytest.approx(tuple(ranked[k])) and score.interval == pytest.approx(
+            intervals[k]
+        )
+        assert score.f1 == pytest.approx(float(scores.f1[k])) and score.support == int((labels[:, k] == 1).sum())
+        assert score.known == int((labels[:, k] >= 0).sum())
+    for mistake in report.wrong:
+        label = labels[mistake.place, mistake.label]
+        named = mistake.probability >= classifier.thresholds[mistake.label]
+        assert label >= 0 and mistake.there == bool(label == 1) != named and mistake.key == f"k{mistake.place}"
+    values = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    again = report_from_dict(values | {"run": {}})
+    assert again == report and isinstance(again, LabelReport)
+    assert report_from_dict(evaluate(tiny(), some()).to_dict()) == evaluate(tiny(), some())
+    without = evaluate_labels(classifier, (images, labels), resamples=0)
+    assert without.map_interval is None and without.map == pytest.approx(report.map)
+
+
+def test_labels_are_matched_by_name_and_what_is_not_listed_is_not_known() -> None:
+    classifier, (images, labels) = tiny_many(), some_many(40)
+    whole = evaluate_labels(classifier, (images, labels), resamples=0)
+    other = evaluate_labels(classifier, index_of(images, labels[:, [2, 0]], ("c", "a")), resamples=0)
+    assert other.per_class[0] == whole.per_class[0] and other.per_class[2] == whole.per_class[2]
+    assert other.per_class[1].known == 0 and other.per_class[1].ap is None
+    with pytest.raises(DataError, match="does not know: zebra"):
+        evaluate_labels(classifier, index_of(images, labels, ("a", "zebra", "b")))
+    with pytest.raises(DataError, match="no picture of these 40 has any label of a, b, c"):
+        evaluate_labels(classifier, (images, 0 * labels))
+
+
+def test_labels_of_the_other_kind_are_refused() -> None:
+    classifier, (images, labels) = tiny_many(), some_many(10)
+    single = index_of(images, torch.arange(10) % 3, classifier.classes)
+    with pytest.raises(DataError, match="pictures have one label a picture, but the classifier is for many labels"):
+        measure(classifier, single)
+    with pytest.raises(DataError, match="pictures have many labels a picture, but the classifier is for one label"):
+        measure(tiny(("a", "b", "c")), index_of(images, labels, classifier.classes))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v.pop("map"), "expected the key 'map'"),
+        (lambda v: v.update(classes=["a"]), "does not belong"),
+        (lambda v: v.update(map_interval=[]), "not a report"),
+        (lambda v: v["per_class"][0].pop("ap"), "not a report"),
+        (lambda v: v.update(wrong=[3]), "not a report"),
+    ],
+)
+def test_what_is_no_report_of_labels_is_named(change: Callable[[dict[str, Any]], Any], message: str) -> None:
+    values = evaluate_labels(tiny_many(), some_many(20), resamples=0).to_dict()
+    change(values)
+    with pytest.raises(StorageError, match=rf"old\.json: .*{message}"):
+        report_from_dict(values, "old.json")

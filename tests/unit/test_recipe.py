@@ -14,7 +14,10 @@ from opsin.recipe import (
     SGD,
     AdamW,
     Augment,
+    BinaryCrossEntropy,
+    CrossEntropy,
     Data,
+    Focal,
     Group,
     ModelSpec,
     Muon,
@@ -132,3 +135,27 @@ def test_recipes_are_found_by_name_by_file_and_by_function(tmp_path):
         recipes.find("chapter_vgg17")
     with pytest.raises(UsageError, match="no function 'other'"):
         recipes.find(f"{tmp_path / 'mine.py'}:other")
+
+
+def test_a_loss_of_before_it_had_forms_is_cross_entropy_and_every_form_survives_toml():
+    text = to_toml(RECIPE)
+    old = "\n".join(line for line in text.splitlines() if "CrossEntropy" not in line)
+    assert old != text and from_toml(old) == RECIPE
+    for loss in (
+        BinaryCrossEntropy(label_smoothing=0.1),
+        Focal(gamma=1.5, class_weights="effective"),
+        CrossEntropy(tau=1),
+    ):
+        recipe = dataclasses.replace(RECIPE, loss=loss)
+        assert from_toml(to_toml(recipe)) == recipe
+    heads = dataclasses.replace(RECIPE, loss=CrossEntropy(aux_weights=(0.3, 0.3)))
+    assert override(heads, "loss", "binarycrossentropy").loss == BinaryCrossEntropy(aux_weights=(0.3, 0.3))
+    for key, text, message in (
+        ("loss", "Hinge", "expected one of CrossEntropy, BinaryCrossEntropy, Focal"),
+        ("loss.class_weights", "even", "expected one of '', 'balanced', 'effective'"),
+        ("data.balance", "all", "expected one of '', 'classes', 'root'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            override(RECIPE, key, text)
+    with pytest.raises(UsageError, match="gamma: expected at least 0"):
+        override(override(RECIPE, "loss", "Focal"), "loss.gamma", "-1")

@@ -23,7 +23,7 @@ from torch import Tensor
 from opsin import figures, metrics, report
 from opsin.classifier import Prediction
 from opsin.errors import UsageError
-from opsin.evaluate import Report, summarise
+from opsin.evaluate import Report, summarise, summarise_labels
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
@@ -403,3 +403,23 @@ def test_a_browser_draws_the_page(tmp_path: Path) -> None:
     blue = (pixels[..., 2] > pixels[..., 0] + 80).mean()
     orange = (pixels[..., 0] > pixels[..., 2] + 80).mean()
     assert blue > 0.001 and orange > 0.0005, "the curves and the confusion matrix are drawn in their colours"
+
+
+def test_a_page_of_many_labels_has_its_own_numbers_and_no_others(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(40, 3, generator=generator) < 0.4).float()
+    labels[:, 2] = 0
+    probabilities = torch.rand(40, 3, generator=generator)
+    keys = [f"{i}.png" for i in range(40)]
+    found = summarise_labels(probabilities, labels, ("cat", "<b>dog", "none"), (0.5, 0.5, 0.5), keys, resamples=200)
+    history = [{"epoch": i + 1, "val_map": 0.5 + 0.1 * i} for i in range(3)]
+    report.write(tmp_path, found, history, pictures=picture, samples={"cat": [picture(1)]})
+    page = Page((tmp_path / "report.html").read_text())
+    for text in ("mean average precision", "95 % interval", "all labels together", "1 − mean average precision"):
+        assert text in page.text
+    for name in ("Confusion", "Calibration"):
+        assert name not in page.text
+    assert f"{100 * found.map:.2f}" in page.text and "<b>dog" in page.text
+    assert len([1 for tag, _ in page.elements if tag == "figure"]) == len(found.wrong)
+    values = json.loads((tmp_path / "report.json").read_text())
+    assert values["map"] == found.map and values["per_class"][2]["ap"] is None
