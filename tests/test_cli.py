@@ -887,6 +887,7 @@ def test_many_labels_from_a_list_to_names(tmp_path, opsin_) -> None:
     assert measured.code == 0 and values["classes"] == ["all", "dark", "light"] and 0 < values["map"] < 1
     assert "mean average precision" in (tmp_path / "page" / "report.html").read_text()
     named = opsin_("predict", tmp_path / "run", folder / "dark", "--json")
+    least = json.loads((tmp_path / "run" / "classifier" / "classifier.json").read_text())["thresholds"]
     for row in json.loads(named.out)["predictions"]:
-        assert all(p["probability"] >= 0.5 for p in row["predictions"])
+        assert all(p["probability"] >= least[p["label"]] for p in row["predictions"])
     assert opsin_("predict", tmp_path / "run", folder, "--csv", "--sheet", tmp_path / "s.html").code == 0
