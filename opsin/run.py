@@ -299,7 +299,8 @@ def import_weights(
         raise UsageError(f"the weights have {count} classes, but {len(names)} names are given")
     net = models.build(spec.name, count, channels, **options)
     notes += weights.load_into(net, tensors, spec.name)
-    made = NetClassifier(net, preprocess, names, ModelSpec(name=spec.name, options=options))
+    thresholds = source.own.thresholds if source.own else None  # one for many labels stays so
+    made = NetClassifier(net, preprocess, names, ModelSpec(name=spec.name, options=options), thresholds)
     classifiers.save(made, out)
     return made, notes
 

@@ -21,6 +21,7 @@ from opsin.data.index import Index, scan
 from opsin.errors import BadInput, OpsinError, StorageError, UsageError
 from opsin.preprocess import Preprocess
 from opsin.recipe import ModelSpec
+from opsin.run import import_weights
 from opsin.types import Model, Output
 from tests.check_classifier import check_classifier, picture
 
@@ -502,6 +503,8 @@ def test_a_version_that_knows_only_softmax_refuses_it_and_thresholds_are_checked
         shutil.rmtree(tmp_path / "copy")
     with pytest.raises(UsageError, match="thresholds: expected 4 numbers"):
         of_labels((0.5, 0.5))
+    made, _ = import_weights(tmp_path / "new", tmp_path / "imported")
+    assert made.thresholds == classifiers.thresholds(classifiers.load(tmp_path / "imported")) == (0.1, 0.2, 0.3, 0.4)
 
 
 def test_probabilities_of_labels_beyond_one_are_refused() -> None:
