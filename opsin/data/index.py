@@ -240,13 +240,14 @@ def scan(folder: Path | str, *, on_bad_image: str = "error", prefix: str = "") -
     folders, and names the class folders without pictures.
     """
     root = os.fspath(folder)
-    folders, files = _listing(root)
+    folders, files, _ = _listing(root)
     bad: list[BadInput] = []
     ignored = [printable(os.path.join(root, name)) for name in files]
+    below = len(os.path.join(root, ""))
     return gather(
         printable(root),
         folders,
-        lambda name: [os.path.relpath(path, root) for path in _pictures(os.path.join(root, name), bad, ignored)],
+        lambda name: [path[below:] for path in _pictures(os.path.join(root, name), bad, ignored)],
         lambda names: FileSource([os.path.join(root, name) for name in names]),
         bad,
         ignored,
@@ -299,17 +300,32 @@ def gather(
     return Index(keys, np.array(labels, dtype=np.int64), classes, source(names), tuple(bad), tuple(ignored))
 
 
-def _listing(folder: str) -> tuple[list[str], list[str]]:
-    """Sorted names of the folders and of the other things in `folder`, without the hidden ones."""
-    folders, others = [], []
+class _Listing(NamedTuple):
+    folders: list[str]
+    others: list[str]
+    links: set[str]  # those of the others that the system does not list as regular files
+
+
+def _listing(folder: str) -> _Listing:
+    """Sorted names of the folders and of the other things in `folder`, without the hidden ones. The system lists what
+    kind each is, so that only links cost a question of their own."""
+    folders, others, links = list[str](), list[str](), set[str]()
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.startswith(".") and entry.name.lower() not in CLUTTER:
-                    (folders if os.path.isdir(entry.path) else others).append(entry.name)
+                name = entry.name
+                if name.startswith(".") or name.lower() in CLUTTER:
+                    continue
+                if entry.is_file(follow_symlinks=False):
+                    others.append(name)
+                elif os.path.isdir(entry.path):
+                    folders.append(name)
+                else:
+                    others.append(name)
+                    links.add(name)
     except OSError as error:
         raise DataError(f"{printable(folder)}: cannot be listed: {error.strerror or error}") from error
-    return sorted(folders), sorted(others)
+    return _Listing(sorted(folders), sorted(others), links)
 
 
 def _pictures(folder: str, bad: list[BadInput], ignored: list[str]) -> list[str]:
@@ -321,18 +337,20 @@ def _pictures(folder: str, bad: list[BadInput], ignored: list[str]) -> list[str]
         here = os.path.realpath(folder)
         if here in above:
             raise DataError(f"{printable(folder)}: a link to a folder that contains it; remove the link")
-        folders, files = _listing(folder)
+        folders, files, links = _listing(folder)
         waiting += [(os.path.join(folder, name), (*above, here)) for name in folders]
         for name in files:
             path = os.path.join(folder, name)
-            try:
-                mode = os.stat(path).st_mode
-            except OSError as error:
-                bad.append(BadInput(printable(path), f"cannot be read: {error.strerror or error}"))
-                continue
-            if not stat.S_ISREG(mode):
-                bad.append(BadInput(printable(path), f"{kind_of_file(mode)}, not a regular file"))
-            elif os.path.splitext(name)[1].lower() in EXTENSIONS:
+            if name in links:
+                try:
+                    mode = os.stat(path).st_mode
+                except OSError as error:
+                    bad.append(BadInput(printable(path), f"cannot be read: {error.strerror or error}"))
+                    continue
+                if not stat.S_ISREG(mode):
+                    bad.append(BadInput(printable(path), f"{kind_of_file(mode)}, not a regular file"))
+                    continue
+            if os.path.splitext(name)[1].lower() in EXTENSIONS:
                 pictures.append(path)
             else:
                 ignored.append(printable(path))
@@ -342,7 +360,7 @@ def _pictures(folder: str, bad: list[BadInput], ignored: list[str]) -> list[str]
 def split_folders(folder: Path | str) -> dict[str, str]:
     """Folder name → split, of a folder that has train/ and val/ or test/ of class folders; empty for any other."""
     root = os.fspath(folder)
-    return named_splits(_listing(root)[0], lambda name: bool(_listing(os.path.join(root, name))[0]))
+    return named_splits(_listing(root).folders, lambda name: bool(_listing(os.path.join(root, name)).folders))
 
 
 def named_splits(names: Sequence[str], has_folders: Callable[[str], bool]) -> dict[str, str]:
@@ -374,7 +392,7 @@ def scan_parts(folder: Path | str, *, on_bad_image: str = "error") -> Parts:
     def part(name: str) -> Index:
         return scan(os.path.join(root, name), on_bad_image=on_bad_image, prefix=f"{name}/" if name else "")
 
-    return join_parts(printable(root), _listing(root)[0], split_folders(root), part)
+    return join_parts(printable(root), _listing(root).folders, split_folders(root), part)
 
 
 def join_parts(where: str, names: Sequence[str], parts: Mapping[str, str], part: Callable[[str], Index]) -> Parts:

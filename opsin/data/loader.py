@@ -20,7 +20,7 @@ from torch import Tensor
 from opsin.data.index import ArraySource, Index, first_of, in_threads, pick, without
 from opsin.data.rng import order as order
 from opsin.errors import BadInput, OpsinError, UsageError
-from opsin.preprocess import Preprocess
+from opsin.preprocess import Preprocess, put
 from opsin.types import Batch
 
 LOOK_AHEAD = 3  # batches under way beside the one that is waited for
@@ -135,7 +135,7 @@ class DiskLoader(_Loader):
         return self._threaded(epoch, places) if self.workers else self._plain(epoch, places)
 
     def _row(self, images: Tensor, row: int, place: int, epoch: int) -> None:
-        images[row] = self._checked(self.prepare(self.index.image(place, self.min_size), place, epoch))
+        put(images[row], self._checked(self.prepare(self.index.image(place, self.min_size), place, epoch)))
 
     def _checked(self, image: Tensor) -> Tensor:
         if image.shape != self.shape or image.dtype != torch.uint8:
@@ -242,7 +242,7 @@ def load_memory(
 
     def prepare_one(i: int) -> None:
         try:
-            images[i] = preprocess.prepare(index.image(i, min_size))
+            put(images[i], preprocess.prepare(index.image(i, min_size)))
         except BadInput as error:
             bad[i] = error
 
