@@ -10,7 +10,7 @@
     check      seconds of the first check of the 10,000 JPEGs, and of the second, which remembers
 
 Each part replaces its own rows of results/loader.csv, so that one can be run at a time. The JPEGs are made, 300 of them,
-each under some 33 names (hard links); their spectrum falls as a photograph's does, and their sizes are printed.
+each under some 33 names (links); their spectrum falls as a photograph's does, and their sizes are printed.
 
 Both sides of a ratio train the same network in turn in this process, by the one training loop. A round on disk lasts
 until as many pictures are ready ahead as at its beginning: it pays for just as many as it trains on, and decodes
