@@ -9,8 +9,8 @@
     scan       entries a second in listing 100,000 files
     check      seconds of the first check of the 10,000 JPEGs, and of the second, which remembers
 
-Each part replaces its own rows of results/loader.csv, so that one can be run at a time. The JPEGs are made, 300 of them,
-each under some 33 names (links); their spectrum falls as a photograph's does, and their sizes are printed.
+Each part replaces its own rows of results/loader.csv, so that one can be run at a time. The JPEGs are made: 300 of
+them, each under some 33 names (links); their spectrum falls as a photograph's does, and their sizes are printed.
 
 Both sides of a ratio train the same network in turn in this process, by the one training loop. A round on disk lasts
 until as many pictures are ready ahead as at its beginning: it pays for just as many as it trains on, and decodes
@@ -53,7 +53,7 @@ from opsin.train import StepEnd, TrainState, train
 PICTURES, DISTINCT, CLASSES = 10_000, 300, 10
 HEIGHT, WIDTH = 375, 500
 IN_MEMORY = 2_000  # pictures that the side in memory draws from: no value changes what a step costs
-STEPS = {"resnet18": (16, 3), "small": (500, 2), "packed": (500, 2)}  # pictures in a step, steps in a round
+STEPS = {"resnet18": (16, 3), "small": (125, 2), "packed": (125, 2)}  # pictures in a step, steps in a round
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -199,7 +199,6 @@ def ratio(part: str, folder: Path, rounds: int) -> list[dict[str, Any]]:
     model = "resnet18" if part == "resnet18" else "smallnet"
     facts = Facts("made", PICTURES, CLASSES, HEIGHT, WIDTH, 3, (0.5,) * 3, (0.2,) * 3, True)
     recipe = derive(facts, model)[0]
-    assert recipe.data.batch_size == batch or part == "resnet18"
     recipe = replace(recipe, data=replace(recipe.data, batch_size=batch))
     loaded = load_memory(index.subset(range(IN_MEMORY)), recipe.preprocess)
     if part == "packed":

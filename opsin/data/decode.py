@@ -86,7 +86,7 @@ _warning_lock = threading.Lock()
 
 
 def decode(data: bytes, name: str, *, min_size: tuple[int, int] | None = None, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """The picture in `data` as uint8, [1, h, w] when it is grey and [3, h, w] when it is in colour; in memory [h, w, C].
+    """The picture in `data` as uint8, [1, h, w] when it is grey and [3, h, w] when it is in colour; laid out [h, w, C].
 
     The EXIF orientation is applied. min_size: (H, W) that is enough; a JPEG may then be decoded at 1/2, 1/4 or 1/8 of
     its size, as long as it still covers H and W. max_pixels: larger pictures are refused before they are decoded.

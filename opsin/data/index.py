@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -70,12 +70,18 @@ class Source(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Pictures that are all of one size: uint8 [N, C, H, W] in memory."""
+    """Pictures that are all of one size: uint8 [N, C, H, W] in memory, or mapped from a file. rows: int64, those of a
+    mapped file that count; None: all."""
 
     images: np.ndarray
+    rows: np.ndarray | None = None
 
     def image(self, i: int, min_size: tuple[int, int] | None = None) -> Tensor:
-        return torch.from_numpy(self.images[i].copy())
+        return torch.from_numpy(np.array(self.images[i if self.rows is None else self.rows[i]]))
+
+    def copy(self) -> np.ndarray:
+        """All of them, in memory."""
+        return np.array(self.images if self.rows is None else self.images[self.rows])
 
     def data(self, i: int) -> bytes:
         raise NotImplementedError("pictures in an array have no files")
@@ -84,6 +90,8 @@ class ArraySource:
         return f"picture {i}"
 
     def subset(self, indices: np.ndarray) -> ArraySource:
+        if isinstance(self.images, np.memmap):
+            return ArraySource(self.images, indices if self.rows is None else self.rows[indices])
         return ArraySource(self.images[indices])
 
 
@@ -177,8 +185,32 @@ Parts = dict[str, Index]  # "train", "val" and "test", or some of these; or `WHO
 WHOLE = "all"
 
 
-def pick(names: Sequence[str], places: np.ndarray) -> list[str]:
-    return [names[int(i)] for i in places]
+class Names(Sequence[str]):
+    """Many names in the memory of their letters: one text, and where each begins and ends."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [name.encode() for name in names]
+        self._text = b"".join(encoded)
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._starts = self._ends - np.array([len(name) for name in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return self.take(np.arange(len(self))[i])
+        return self._text[self._starts[i] : self._ends[i]].decode()
+
+    def take(self, places: np.ndarray) -> Names:
+        """These names, in this order; the text is shared."""
+        chosen = Names(())
+        chosen._text, chosen._starts, chosen._ends = self._text, self._starts[places], self._ends[places]
+        return chosen
+
+
+def pick(names: Sequence[str], places: np.ndarray) -> Sequence[str]:
+    return names.take(places) if isinstance(names, Names) else [names[int(i)] for i in places]
 
 
 def printable(name: str | os.PathLike[str]) -> str:
@@ -424,7 +456,9 @@ def join_parts(where: str, names: Sequence[str], parts: Mapping[str, str], part:
 
 
 def ordered(parts: Parts) -> Parts:
-    """In the order train, val, test; a val beside train, but no test, is the test."""
+    """In the order train, val, test; a val beside train, but no test, is the test. `WHOLE` stays as it is."""
+    if WHOLE in parts:
+        return parts
     if "train" in parts and "test" not in parts and "val" in parts:
         parts = {"train": parts["train"], "test": parts["val"]}
     return {name: parts[name] for name in ("train", "val", "test") if name in parts}

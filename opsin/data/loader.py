@@ -235,7 +235,7 @@ def load_memory(
     source = index.source
     shape = (preprocess.channels, *preprocess.size)
     if isinstance(source, ArraySource) and source.images.shape[1:] == shape and preprocess.crop_fraction == 1:
-        return Loaded(torch.from_numpy(source.images.copy()), torch.from_numpy(index.labels.copy()), index)
+        return Loaded(torch.from_numpy(source.copy()), torch.from_numpy(index.labels.copy()), index)
     images = torch.empty((len(index), *shape), dtype=torch.uint8)
     min_size = decode_size(preprocess)
     bad: dict[int, BadInput] = {}

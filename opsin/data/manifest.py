@@ -136,7 +136,7 @@ def scan_parts(
     }
     first = next(iter(parts))
     parts[first] = Index(keys[first], parts[first].labels, classes, parts[first].source, skipped=tuple(bad))
-    return parts if WHOLE in parts else ordered(parts)
+    return ordered(parts)
 
 
 def _complaint(problems: Sequence[tuple[Row, str]], rows: int, folder: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from opsin.data import shards
 from opsin.data.index import Parts
 from opsin.data.published import coco, cub, dogs, flowers, pets, voc
 
@@ -30,6 +31,7 @@ LAYOUTS = (
     Layout("Stanford Dogs", "dogs120", dogs.found, dogs.read),
     Layout("Oxford Flowers-102", "flowers102", flowers.found, flowers.read),
     Layout("Oxford-IIIT Pet", "pets37", pets.found, pets.read),
+    Layout("shards", "", shards.found, shards.read_parts),
 )
 
 READERS: dict[str, Callable[..., Parts]] = {  # name of a data set → how it is read
