@@ -202,6 +202,17 @@ class Names(Sequence[str]):
             return self.take(np.arange(len(self))[i])
         return self._text[self._starts[i] : self._ends[i]].decode()
 
+    @classmethod
+    def joined(cls, parts: Sequence[Names]) -> Names:
+        """All of the names of all of these, in their order. Each must hold all of its text in its order."""
+        whole = cls(())
+        whole._text = b"".join(part._text for part in parts)
+        before = np.cumsum([0, *(len(part._text) for part in parts)])
+        for field in ("_starts", "_ends"):
+            moved = [getattr(part, field) + start for part, start in zip(parts, before.tolist(), strict=False)]
+            setattr(whole, field, np.concatenate([np.zeros(0, np.int64), *moved]))
+        return whole
+
     def take(self, places: np.ndarray) -> Names:
         """These names, in this order; the text is shared."""
         chosen = Names(())
@@ -210,6 +221,7 @@ class Names(Sequence[str]):
 
 
 def pick(names: Sequence[str], places: np.ndarray) -> Sequence[str]:
+    """The names of these places, in their order."""
     return names.take(places) if isinstance(names, Names) else [names[int(i)] for i in places]
 
 

@@ -97,7 +97,7 @@ def pack(
         "many_labels": first.many_labels,
         "skipped": len(skipped),
     }
-    with storage.new_folder(out) as folder:
+    with storage.new_folder(os.fspath(out)) as folder:
         (folder / CLASSES).write_bytes("".join(f"{one}\n" for one in first.classes).encode())
         if uint8:
             _write_arrays(folder, parts, size, workers, count)
@@ -193,7 +193,7 @@ def _shorter_side(data: bytes) -> float:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return float("inf")
-    return min(height, width)
+    return min(int(height), int(width))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from opsin.data import shards
 from opsin.data.index import Parts
-from opsin.data.published import coco, cub, dogs, flowers, pets, voc
+from opsin.data.published import coco, cub, dogs, flowers, imagenet, pets, voc
 
 
 class Layout(NamedTuple):
@@ -31,6 +31,7 @@ LAYOUTS = (
     Layout("Stanford Dogs", "dogs120", dogs.found, dogs.read),
     Layout("Oxford Flowers-102", "flowers102", flowers.found, flowers.read),
     Layout("Oxford-IIIT Pet", "pets37", pets.found, pets.read),
+    Layout("ImageNet-2012", "imagenet2012", imagenet.found, imagenet.read_parts),
     Layout("shards", "", shards.found, shards.read_parts),
 )
 
@@ -44,6 +45,7 @@ READERS: dict[str, Callable[..., Parts]] = {  # name of a data set → how it is
     "flowers102": flowers.read,
     "flowers102-swapped": partial(flowers.read, swapped=True),
     "pets37": pets.read,
+    "imagenet2012": partial(imagenet.read_parts, whole=True),
 }
 
 
