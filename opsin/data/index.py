@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -68,6 +68,17 @@ class Source(Protocol):
     def subset(self, indices: np.ndarray) -> Source: ...
 
 
+@runtime_checkable
+class InFiles(Protocol):
+    """A source whose pictures are files on disk, or parts of such."""
+
+    def file(self, i: int) -> tuple[str, str]:
+        """The path of the file, and what of it is picture number i, "" for all of it."""
+        ...
+
+    def name(self, i: int) -> str: ...
+
+
 @dataclass(frozen=True, eq=False)
 class ArraySource:
     """Pictures that are all of one size: uint8 [N, C, H, W] in memory, or mapped from a file. rows: int64, those of a
@@ -106,6 +117,9 @@ class FileSource:
 
     def data(self, i: int) -> bytes:
         return read(self.paths[i])
+
+    def file(self, i: int) -> tuple[str, str]:
+        return self.paths[i], ""
 
     def name(self, i: int) -> str:
         return printable(self.paths[i])
@@ -544,7 +558,7 @@ def check(
     source = index.source.source if isinstance(index.source, BoxSource) else index.source
     if isinstance(source, ArraySource):
         return Findings({}, Counter({"array": len(index)}))
-    memory = _Memory(source) if isinstance(source, FileSource) and len(index) else None
+    memory = _Memory(source, len(index)) if isinstance(source, InFiles) and len(index) else None
     found: dict[int, tuple[str, BadInput | None]] = {}
     if memory is not None:
         found = {i: known for i in range(len(index)) if (known := memory.recall(i)) is not None}
@@ -577,20 +591,22 @@ def check(
 
 
 class _Memory:
-    """What `Checked` knows of the files of a source, by their place."""
+    """What `Checked` knows of the n pictures of a source, by their place."""
 
-    def __init__(self, source: FileSource) -> None:
+    def __init__(self, source: InFiles, n: int) -> None:
         self.source = source
-        self.folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in source.paths])
+        folders = {os.path.dirname(os.path.abspath(source.file(i)[0])) for i in range(n)}
+        self.folder = os.path.commonpath(list(folders))
         self.known = Checked(self.folder)
         self.stamps: dict[int, tuple[int, int, int]] = {}  # size, time of change, time of looking
 
     def _name(self, i: int) -> str:
-        return os.path.relpath(self.source.paths[i], self.folder)
+        path, part = self.source.file(i)
+        return os.path.relpath(path, self.folder) + part
 
     def recall(self, i: int) -> tuple[str, BadInput | None] | None:
         try:
-            status = os.stat(self.source.paths[i])
+            status = os.stat(self.source.file(i)[0])
         except OSError:  # found again, and said, when it is to be read
             return None
         self.stamps[i] = status.st_size, status.st_mtime_ns, time.time_ns()

@@ -163,6 +163,11 @@ class TarSource:
             raise BadInput(self.name(i), "the archive has become shorter since it was listed")
         return data
 
+    def file(self, i: int) -> tuple[str, str]:
+        """The archive, and where in it picture number i begins and how long it is."""
+        number, offset, size = map(int, self.places[i])
+        return self.archives[number].path, f":{offset}+{size}"
+
     def subset(self, indices: np.ndarray) -> TarSource:
         return TarSource(self.archives, pick(self.names, indices), self.places[indices])
 
@@ -193,7 +198,7 @@ class Archive:
     """
 
     def __init__(self, path: Path | str, keep_open: bool = True) -> None:
-        self.name = printable(path)
+        self.name, self.path = printable(path), os.fspath(path)
         self._unpacked: bytearray | None = None
         self._closed: tuple[Path | str, tuple[int, ...]] | None = None
         try:

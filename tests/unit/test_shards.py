@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ import torch
 
 from opsin import run as runs
 from opsin.data import datasets, pack
-from opsin.data.index import WHOLE, Index, Names
+from opsin.data.index import WHOLE, Index, Names, check
 from opsin.data.loader import load_memory
+from opsin.data.sandbox import Decoders
 from opsin.errors import BadInput, DataError, Interrupted, StorageError, UsageError
 from opsin.preprocess import Preprocess
 from opsin.recipe import SGD, Augment, Data, ModelSpec, Recipe
@@ -128,6 +130,26 @@ def test_a_shard_that_changes_is_noticed_and_few_files_are_open(tmp_path: Path) 
     (tmp_path / "0.tar").write_bytes(b"other")
     with pytest.raises(BadInput, match="has changed since it was listed"):
         index.image(0)
+
+
+def test_pictures_in_shards_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPSIN_HOME", str(tmp_path / "home"))
+    shard(tmp_path / "x", "0.tar", {**samples(3), "bad.jpg": b"\xff\xd8 no", "bad.cls": b"1"})
+    os.utime(tmp_path / "x/0.tar", (1, 1))  # what was written only now is not remembered
+    for looked in (4, 0, 4):
+        asked: list[str] = []
+        with Decoders(1) as decoders:
+            ask = decoders.check
+
+            def counted(data: bytes, name: str, ask=ask, asked=asked) -> None:
+                asked.append(name)
+                ask(data, name)
+
+            monkeypatch.setattr(decoders, "check", counted)
+            found = check(datasets.scan_parts(tmp_path / "x")[WHOLE], decoders=decoders)
+        assert len(asked) == looked and list(found.bad) == [3] and found.formats["JPEG"] == 4
+        if not looked:
+            os.utime(tmp_path / "x/0.tar", (2, 2))
 
 
 def test_names_take_no_more_memory_than_their_letters() -> None:
