@@ -235,11 +235,19 @@ def megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
 
 
+def megabytes_now() -> float:
+    """The memory that this process has; the most so far where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / (1 << 20)
+    except OSError:
+        return megabytes()
+
+
 def memory_of(folder: str) -> None:
     """In a process of its own: prints the megabytes that an epoch needs beyond the index."""
     torch.set_num_threads(1)
     index = indices.scan(folder)
-    with_index = megabytes()
+    with_index = megabytes_now()
     loader = DiskLoader(index, lambda image, place, epoch: image, size=(32, 32), batch_size=256)
     for batch in loader.epoch(0):
         assert len(batch.images)

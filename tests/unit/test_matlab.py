@@ -47,10 +47,8 @@ def test_what_scipy_writes_and_what_is_passed_over(packed: bool) -> None:
     plain = {name: value.tolist() for name, value in ours.items() if isinstance(value, np.ndarray)}
     assert plain == {"small": [[7.0]], "big": (10**6 * np.eye(3)).tolist()}
     found = ours["cells"]
-    assert ours["table"] == [{"a": np.array([[1]])}]
-    assert (
-        ours.keys() == {"small", "big", "text", "cells", "table"} and ours["text"] == "abc" and isinstance(found, list)
-    )
+    assert ours.keys() == {"small", "big", "text", "cells", "table"} and ours["table"] == [{"a": np.array([[1]])}]
+    assert ours["text"] == "abc" and isinstance(found, list)
     assert np.array_equal(found[0], [[1]]) and found[1:] == ["x", "Größe"]  # pyright: ignore
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from opsin import cli
 from opsin import run as runs
 from opsin.data import datasets, pack
 from opsin.data.index import WHOLE, Index, Names, check
@@ -248,6 +249,19 @@ def test_skipped_pictures_are_listed_and_nothing_is_there_after_an_error(tmp_pat
     for options in ({"size": 0}, {"quality": 101}):
         with pytest.raises(UsageError):
             pack.pack(tmp_path / "p", tmp_path / "arrays", **options)
+
+
+def test_the_command_packs_and_says_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path / "p", 4)
+    out = tmp_path / "out"
+    assert cli.call(["data", "pack", str(tmp_path / "p"), "-o", str(out), "--size", "8", "--json", "--quiet"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["folder"] == str(out) and said["nbytes"] == sum(path.stat().st_size for path in out.iterdir())
+    assert cli.call(["data", "show", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["splits"] == said["pictures"]
+    assert cli.call(["data", "check", str(out), "--quiet"]) == 0
+    assert cli.call(["data", "pack", str(tmp_path / "p"), "-o", str(out)]) == 1
+    assert "is there already" in capsys.readouterr().err
 
 
 def test_what_is_lost_from_packed_data_is_noticed(tmp_path: Path) -> None:
