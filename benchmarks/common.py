@@ -37,8 +37,9 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-def write(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replace `results/NAME.csv` by these rows, each with machine, threads, versions and commit."""
+def write(name: str, rows: Sequence[Mapping[str, Any]], part: str = "") -> None:
+    """Replace `results/NAME.csv` by these rows, each with machine, threads, versions and commit. part: replace only the
+    rows whose column "part" says so."""
     where = environment("cpu", torch.get_num_threads())
     facts = {
         "machine": where["processor"],
@@ -49,8 +50,13 @@ def write(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         "commit": where["commit"],
     }
     RESULTS.mkdir(exist_ok=True)
+    others: list[dict[str, str]] = []
+    if part and (RESULTS / f"{name}.csv").exists():
+        with open(RESULTS / f"{name}.csv", newline="", encoding="utf-8") as file:
+            others = [row for row in csv.DictReader(file) if row["part"] != part]
     with open(RESULTS / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*rows[0], *facts], lineterminator="\n")
         writer.writeheader()
+        writer.writerows(others)
         writer.writerows({**row, **facts} for row in rows)
     print(f"written: {RESULTS / name}.csv", file=sys.stderr)

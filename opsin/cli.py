@@ -664,6 +664,56 @@ def data_check(
     return DataError.exit_code if health.bad else 0
 
 
+@data_app.command(name="pack", usage="Usage: opsin data pack DATA -o DIR [OPTIONS]")
+def data_pack(
+    data: Annotated[str, Parameter(help="Data set, folder, CSV/TSV/list, tar, or a set as published.")],
+    /,
+    *,
+    out: Annotated[Path, Parameter(name=["--out", "-o"], help="New folder, which then is DATA for every command.")],
+    size: Annotated[
+        int | None, Parameter(help="Pixels of the shorter side. Default: as they are; JPEGs are copied, not encoded.")
+    ] = None,
+    uint8: Annotated[
+        bool,
+        Parameter(
+            show_default=False,
+            help="Arrays of pixels, mapped into memory: no decoding, many times the bytes. Of larger pictures the "
+            "centre square of --size; without it all must be of one size.",
+        ),
+    ] = False,
+    quality: Annotated[
+        int, Parameter(help="Of JPEGs that are encoded anew, 1 to 100. What is lost at 90 is hardly seen.")
+    ] = 90,
+    data_dir: DataDir = "",
+    on_bad_image: OnBadImage = "error",
+    quiet: Quiet = False,
+    json_: Json = False,
+) -> None:
+    """Write the pictures smaller and in few files, as shards of JPEGs or as arrays, to be read fast many times."""
+    from opsin.data import pack
+
+    reporter = Console(quiet=quiet)
+    try:
+        packed = pack.pack(
+            data,
+            out,
+            size=size,
+            uint8=uint8,
+            quality=quality,
+            data_dir=data_dir,
+            on_bad_image=on_bad_image,
+            progress=reporter.counter(f"packing {data}"),
+        )
+    finally:
+        reporter.finish()
+    if packed.skipped:
+        reporter.warn(f"left out: {_others(packed.skipped, 'picture')}")
+    if json_:
+        print_json({**packed._asdict(), "folder": str(packed.folder)})
+    else:
+        print(f"packed      {in_words(packed.pictures)}; {packed.nbytes:,} bytes\nfolder      {packed.folder}")
+
+
 def _show_own_data(name: str, as_json: bool) -> None:
     """How many pictures of each class each part has; no picture is opened."""
     from opsin.data.datasets import scan_parts

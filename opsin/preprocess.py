@@ -64,8 +64,6 @@ class Preprocess:
 
     def prepare(self, image: Tensor) -> Tensor:
         """One decoded picture, uint8 [c, h, w] with c of 1 or 3, to uint8 [C, H, W]. Safe in any worker thread."""
-        from torch.nn import functional
-
         image = to_channels(image, self.channels)
         height, width = self.size
         h, w = image.shape[1:]
@@ -77,12 +75,13 @@ class Preprocess:
             scale = min(height / h, width / w)
             new_h, new_w = max(1, round(h * scale)), max(1, round(w * scale))
             top, left = (height - new_h) // 2, (width - new_w) // 2
-            pads = (left, width - new_w - left, top, height - new_h - top)
-            return functional.pad(resize(image, new_h, new_w, self.interpolation), pads, value=self.fill)
+            padded = image.new_full((self.channels, height, width), self.fill)
+            put(padded[:, top : top + new_h, left : left + new_w], resize(image, new_h, new_w, self.interpolation))
+            return padded
         scale = max(height / h, width / w) / self.crop_fraction
         new_h, new_w = max(height, round(h * scale)), max(width, round(w * scale))
         top, left = (new_h - height) // 2, (new_w - width) // 2
-        return resize(image, new_h, new_w, self.interpolation)[:, top : top + height, left : left + width].contiguous()
+        return resize(image, new_h, new_w, self.interpolation)[:, top : top + height, left : left + width]
 
     def normalize(self, images: Tensor) -> Tensor:
         """Pixels, uint8 or float in 0–255 [B, C, H, W], to float32: (pixels / 255 - mean) / std, on their device."""
@@ -106,17 +105,28 @@ def to_channels(image: Tensor, channels: int) -> Tensor:
     if image.shape[0] == channels:
         return image
     if channels == 3:
-        return image.expand(3, -1, -1).contiguous()
+        return image.expand(3, -1, -1)
     weights = torch.tensor(LUMA, device=image.device).view(3, 1, 1)
     return (image * weights).sum(0, keepdim=True).add_(0.5).clamp_(0, 255).to(torch.uint8)
 
 
+def put(where: Tensor, image: Tensor) -> None:
+    """Copy one picture into its place, both uint8 [C, H, W] on the CPU. By NumPy: torch would copy with a team of
+    threads for each worker, beside those that train, and they wait for each other for longer than the copy takes."""
+    where.numpy()[:] = image.numpy()
+
+
 def resize(image: Tensor, height: int, width: int, interpolation: str = "bilinear") -> Tensor:
     """uint8 [C, h, w] to uint8 [C, height, width], anti-aliased when it shrinks (within one level of Pillow's)."""
+    import numpy as np
+    import torch
     from torch.nn import functional
 
     if image.shape[1:] == (height, width):
         return image
+    if not image.is_contiguous() and image.device.type == "cpu":
+        # Part of a picture: laid out here, for the reason of `put`. A whole one lies so already.
+        image = torch.from_numpy(np.ascontiguousarray(image.permute(1, 2, 0).numpy())).permute(2, 0, 1)
     if interpolation == "nearest":
         return functional.interpolate(image[None], (height, width), mode="nearest-exact")[0]
     return functional.interpolate(image[None], (height, width), mode=interpolation, antialias=True)[0]

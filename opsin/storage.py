@@ -18,7 +18,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +173,36 @@ def write_folder(folder: Path | str, files: Mapping[str, bytes]) -> None:
                 with contextlib.suppress(OSError):
                     os.rename(aside, folder)
             shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _fail("write", folder, error) from error
+        raise
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path | str) -> Iterator[Path]:
+    """A folder to be filled, which takes its name once all of it is on disk, and is removed when that fails: for what
+    is too large to be in memory. It has no manifest. `StorageError` when its name is taken, except by an empty folder.
+    """
+    folder = Path(os.path.abspath(folder))
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise StorageError(f"{folder} is there already; it is not replaced: choose another name, or remove it")
+    temporary = _temporary(folder)
+    try:
+        _make_folder(folder.parent)
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.mkdir(temporary)
+        yield temporary
+        for path in temporary.iterdir():
+            descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+            try:
+                _sync(descriptor)
+            finally:
+                os.close(descriptor)
+        _sync_folder(temporary)
+        os.rename(temporary, folder)  # over an empty folder too; a full one makes it fail
+        _sync_folder(folder.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
             raise _fail("write", folder, error) from error
         raise

@@ -271,6 +271,44 @@ def pets() -> dict[str, bytes]:
     return {name: text.encode() for name, text in texts.items()} | pictures
 
 
+def tar_of(files: Mapping[str, bytes]) -> bytes:
+    """A plain tar of these files."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return made.getvalue()
+
+
+SYNSETS = {"n01440764": "tench, Tinca tinca", "n02012849": "crane", "n03126707": "crane"}
+
+
+def imagenet_devkit() -> dict[str, bytes]:
+    """The labels of four validation pictures; the challenge numbers the synsets in another order than their names."""
+    rows = [(3, "n01440764"), (1, "n02012849"), (2, "n03126707"), (1001, "n00001740")]
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("children", "O")]
+    table = np.zeros((len(rows), 1), dtype=kinds)
+    for i, (number, synset) in enumerate(rows):
+        table[i, 0] = float(number), synset, SYNSETS.get(synset, "entity, crane"), np.zeros((1, 0))
+    file = io.BytesIO()
+    scipy.io.savemat(file, {"synsets": table}, do_compression=True)
+    folder = "ILSVRC2012_devkit_t12/data"
+    return {f"{folder}/meta.mat": file.getvalue(), f"{folder}/ILSVRC2012_validation_ground_truth.txt": b"3\n1\n2\n3\n"}
+
+
+def imagenet() -> dict[str, bytes]:
+    """The three archives: two training pictures a synset, four for validation."""
+    inner = {f"{s}.tar": tar_of({f"{s}_{10 * i + k}.JPEG": _jpeg() for i in (1, 2)}) for k, s in enumerate(SYNSETS)}
+    val = {f"ILSVRC2012_val_{i:08d}.JPEG": _jpeg() for i in (2, 1, 3, 4)}
+    return {
+        "ILSVRC2012_img_train.tar": tar_of(inner),
+        "ILSVRC2012_img_val.tar": tar_of(val),
+        "ILSVRC2012_devkit_t12.tar.gz": gzip.compress(tar_of(imagenet_devkit())),
+    }
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # MNIST
 # ---------------------------------------------------------------------------------------------------------------------

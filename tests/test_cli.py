@@ -88,7 +88,7 @@ def test_help_names_every_command_and_exit_code(opsin_) -> None:
     assert "143" in out and "OPSIN_HOME" in out
 
 
-@pytest.mark.parametrize("command", [*((c,) for c in COMMANDS), ("data", "list"), ("data", "show")])
+@pytest.mark.parametrize("command", [*((c,) for c in COMMANDS), ("data", "list"), ("data", "show"), ("data", "pack")])
 def test_help_of_each_command_fits_80_columns(command, monkeypatch, opsin_) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     code, out, err = opsin_(*command, "--help")

@@ -15,9 +15,10 @@ PACKAGE = Path(__file__).parents[1] / "opsin"
 TABLE = """
     types errors storage schedule preprocess recipe
     data.rng data.decode data.sandbox data.checked data.index data.formats data.matlab data.manifest data.tar
+    data.shards
     data.published.place data.published.listing data.published.voc data.published.coco data.published.cub
-    data.published.dogs data.published.flowers data.published.pets data.published
-    data.datasets data.loader
+    data.published.dogs data.published.flowers data.published.pets data.published.imagenet data.published
+    data.datasets data.loader data.pack
     augment
     models models.convnet models.layers models.lenet models.alexnet models.nin models.vgg models.googlenet
     models.inception models.resnet models.smallnet models.outline models.weights

@@ -362,6 +362,28 @@ annotations/trainval.txt
 annotations/test.txt       or the two archives as they are
 """,
     ),
+    "imagenet2012": Info(
+        title="ImageNet-2012",
+        summary="1,331,167 photographs of 1,000 synsets of WordNet, the set of the ILSVRC challenges from 2012 on",
+        num_classes=1000,
+        splits={"train": 1281167, "val": 50000},
+        homepage="https://image-net.org/challenges/LSVRC/2012/",
+        terms="given to those who register, for research and teaching only; the pictures are of their photographers",
+        files=(
+            _file("ILSVRC2012_img_train.tar", 147897477120, "1d675b47d978889d74fa0da5fadfb00e"),
+            _file("ILSVRC2012_img_val.tar", 6744924160, "29b22e2961454d5413ddabcf34fc5622"),
+            _file("ILSVRC2012_devkit_t12.tar.gz", 0, "fa75699e90414af021442c21a62c3abf"),
+        ),
+        layout="""
+ILSVRC2012_img_train.tar   as they are: nothing is unpacked
+ILSVRC2012_img_val.tar
+ILSVRC2012_devkit_t12.tar.gz
+                           or
+train/n01440764/*.JPEG, …
+val/n01440764/*.JPEG, …    or val/*.JPEG with the devkit
+LOC_synset_mapping.txt     where there is no devkit
+""",
+    ),
 }
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -68,14 +68,31 @@ class Source(Protocol):
     def subset(self, indices: np.ndarray) -> Source: ...
 
 
+@runtime_checkable
+class InFiles(Protocol):
+    """A source whose pictures are files on disk, or parts of such."""
+
+    def file(self, i: int) -> tuple[str, str]:
+        """The path of the file, and what of it is picture number i, "" for all of it."""
+        ...
+
+    def name(self, i: int) -> str: ...
+
+
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """Pictures that are all of one size: uint8 [N, C, H, W] in memory."""
+    """Pictures that are all of one size: uint8 [N, C, H, W] in memory, or mapped from a file. rows: int64, those of a
+    mapped file that count; None: all."""
 
     images: np.ndarray
+    rows: np.ndarray | None = None
 
     def image(self, i: int, min_size: tuple[int, int] | None = None) -> Tensor:
-        return torch.from_numpy(self.images[i].copy())
+        return torch.from_numpy(np.array(self.images[i if self.rows is None else self.rows[i]]))
+
+    def copy(self) -> np.ndarray:
+        """All of them, in memory."""
+        return np.array(self.images if self.rows is None else self.images[self.rows])
 
     def data(self, i: int) -> bytes:
         raise NotImplementedError("pictures in an array have no files")
@@ -84,6 +101,8 @@ class ArraySource:
         return f"picture {i}"
 
     def subset(self, indices: np.ndarray) -> ArraySource:
+        if isinstance(self.images, np.memmap):
+            return ArraySource(self.images, indices if self.rows is None else self.rows[indices])
         return ArraySource(self.images[indices])
 
 
@@ -98,6 +117,9 @@ class FileSource:
 
     def data(self, i: int) -> bytes:
         return read(self.paths[i])
+
+    def file(self, i: int) -> tuple[str, str]:
+        return self.paths[i], ""
 
     def name(self, i: int) -> str:
         return printable(self.paths[i])
@@ -177,8 +199,44 @@ Parts = dict[str, Index]  # "train", "val" and "test", or some of these; or `WHO
 WHOLE = "all"
 
 
-def pick(names: Sequence[str], places: np.ndarray) -> list[str]:
-    return [names[int(i)] for i in places]
+class Names(Sequence[str]):
+    """Many names in the memory of their letters: one text, and where each begins and ends."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [name.encode() for name in names]
+        self._text = b"".join(encoded)
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._starts = self._ends - np.array([len(name) for name in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return self.take(np.arange(len(self))[i])
+        return self._text[self._starts[i] : self._ends[i]].decode()
+
+    @classmethod
+    def joined(cls, parts: Sequence[Names]) -> Names:
+        """All of the names of all of these, in their order. Each must hold all of its text in its order."""
+        whole = cls(())
+        whole._text = b"".join(part._text for part in parts)
+        before = np.cumsum([0, *(len(part._text) for part in parts)])
+        for field in ("_starts", "_ends"):
+            moved = [getattr(part, field) + start for part, start in zip(parts, before.tolist(), strict=False)]
+            setattr(whole, field, np.concatenate([np.zeros(0, np.int64), *moved]))
+        return whole
+
+    def take(self, places: np.ndarray) -> Names:
+        """These names, in this order; the text is shared."""
+        chosen = Names(())
+        chosen._text, chosen._starts, chosen._ends = self._text, self._starts[places], self._ends[places]
+        return chosen
+
+
+def pick(names: Sequence[str], places: np.ndarray) -> Sequence[str]:
+    """The names of these places, in their order."""
+    return names.take(places) if isinstance(names, Names) else [names[int(i)] for i in places]
 
 
 def printable(name: str | os.PathLike[str]) -> str:
@@ -240,13 +298,14 @@ def scan(folder: Path | str, *, on_bad_image: str = "error", prefix: str = "") -
     folders, and names the class folders without pictures.
     """
     root = os.fspath(folder)
-    folders, files = _listing(root)
+    folders, files, _ = _listing(root)
     bad: list[BadInput] = []
     ignored = [printable(os.path.join(root, name)) for name in files]
+    below = len(os.path.join(root, ""))
     return gather(
         printable(root),
         folders,
-        lambda name: [os.path.relpath(path, root) for path in _pictures(os.path.join(root, name), bad, ignored)],
+        lambda name: [path[below:] for path in _pictures(os.path.join(root, name), bad, ignored)],
         lambda names: FileSource([os.path.join(root, name) for name in names]),
         bad,
         ignored,
@@ -299,17 +358,32 @@ def gather(
     return Index(keys, np.array(labels, dtype=np.int64), classes, source(names), tuple(bad), tuple(ignored))
 
 
-def _listing(folder: str) -> tuple[list[str], list[str]]:
-    """Sorted names of the folders and of the other things in `folder`, without the hidden ones."""
-    folders, others = [], []
+class _Listing(NamedTuple):
+    folders: list[str]
+    others: list[str]
+    links: set[str]  # those of the others that the system does not list as regular files
+
+
+def _listing(folder: str) -> _Listing:
+    """Sorted names of the folders and of the other things in `folder`, without the hidden ones. The system lists what
+    kind each is, so that only links cost a question of their own."""
+    folders, others, links = list[str](), list[str](), set[str]()
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.name.startswith(".") and entry.name.lower() not in CLUTTER:
-                    (folders if os.path.isdir(entry.path) else others).append(entry.name)
+                name = entry.name
+                if name.startswith(".") or name.lower() in CLUTTER:
+                    continue
+                if entry.is_file(follow_symlinks=False):
+                    others.append(name)
+                elif os.path.isdir(entry.path):
+                    folders.append(name)
+                else:
+                    others.append(name)
+                    links.add(name)
     except OSError as error:
         raise DataError(f"{printable(folder)}: cannot be listed: {error.strerror or error}") from error
-    return sorted(folders), sorted(others)
+    return _Listing(sorted(folders), sorted(others), links)
 
 
 def _pictures(folder: str, bad: list[BadInput], ignored: list[str]) -> list[str]:
@@ -321,18 +395,20 @@ def _pictures(folder: str, bad: list[BadInput], ignored: list[str]) -> list[str]
         here = os.path.realpath(folder)
         if here in above:
             raise DataError(f"{printable(folder)}: a link to a folder that contains it; remove the link")
-        folders, files = _listing(folder)
+        folders, files, links = _listing(folder)
         waiting += [(os.path.join(folder, name), (*above, here)) for name in folders]
         for name in files:
             path = os.path.join(folder, name)
-            try:
-                mode = os.stat(path).st_mode
-            except OSError as error:
-                bad.append(BadInput(printable(path), f"cannot be read: {error.strerror or error}"))
-                continue
-            if not stat.S_ISREG(mode):
-                bad.append(BadInput(printable(path), f"{kind_of_file(mode)}, not a regular file"))
-            elif os.path.splitext(name)[1].lower() in EXTENSIONS:
+            if name in links:
+                try:
+                    mode = os.stat(path).st_mode
+                except OSError as error:
+                    bad.append(BadInput(printable(path), f"cannot be read: {error.strerror or error}"))
+                    continue
+                if not stat.S_ISREG(mode):
+                    bad.append(BadInput(printable(path), f"{kind_of_file(mode)}, not a regular file"))
+                    continue
+            if os.path.splitext(name)[1].lower() in EXTENSIONS:
                 pictures.append(path)
             else:
                 ignored.append(printable(path))
@@ -342,7 +418,7 @@ def _pictures(folder: str, bad: list[BadInput], ignored: list[str]) -> list[str]
 def split_folders(folder: Path | str) -> dict[str, str]:
     """Folder name → split, of a folder that has train/ and val/ or test/ of class folders; empty for any other."""
     root = os.fspath(folder)
-    return named_splits(_listing(root)[0], lambda name: bool(_listing(os.path.join(root, name))[0]))
+    return named_splits(_listing(root).folders, lambda name: bool(_listing(os.path.join(root, name)).folders))
 
 
 def named_splits(names: Sequence[str], has_folders: Callable[[str], bool]) -> dict[str, str]:
@@ -374,7 +450,7 @@ def scan_parts(folder: Path | str, *, on_bad_image: str = "error") -> Parts:
     def part(name: str) -> Index:
         return scan(os.path.join(root, name), on_bad_image=on_bad_image, prefix=f"{name}/" if name else "")
 
-    return join_parts(printable(root), _listing(root)[0], split_folders(root), part)
+    return join_parts(printable(root), _listing(root).folders, split_folders(root), part)
 
 
 def join_parts(where: str, names: Sequence[str], parts: Mapping[str, str], part: Callable[[str], Index]) -> Parts:
@@ -406,7 +482,9 @@ def join_parts(where: str, names: Sequence[str], parts: Mapping[str, str], part:
 
 
 def ordered(parts: Parts) -> Parts:
-    """In the order train, val, test; a val beside train, but no test, is the test."""
+    """In the order train, val, test; a val beside train, but no test, is the test. `WHOLE` stays as it is."""
+    if WHOLE in parts:
+        return parts
     if "train" in parts and "test" not in parts and "val" in parts:
         parts = {"train": parts["train"], "test": parts["val"]}
     return {name: parts[name] for name in ("train", "val", "test") if name in parts}
@@ -516,7 +594,7 @@ def check(
     source = index.source.source if isinstance(index.source, BoxSource) else index.source
     if isinstance(source, ArraySource):
         return Findings({}, Counter({"array": len(index)}))
-    memory = _Memory(source) if isinstance(source, FileSource) and len(index) else None
+    memory = _Memory(source, len(index)) if isinstance(source, InFiles) and len(index) else None
     found: dict[int, tuple[str, BadInput | None]] = {}
     if memory is not None:
         found = {i: known for i in range(len(index)) if (known := memory.recall(i)) is not None}
@@ -549,20 +627,22 @@ def check(
 
 
 class _Memory:
-    """What `Checked` knows of the files of a source, by their place."""
+    """What `Checked` knows of the n pictures of a source, by their place."""
 
-    def __init__(self, source: FileSource) -> None:
+    def __init__(self, source: InFiles, n: int) -> None:
         self.source = source
-        self.folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in source.paths])
+        folders = {os.path.dirname(os.path.abspath(source.file(i)[0])) for i in range(n)}
+        self.folder = os.path.commonpath(list(folders))
         self.known = Checked(self.folder)
         self.stamps: dict[int, tuple[int, int, int]] = {}  # size, time of change, time of looking
 
     def _name(self, i: int) -> str:
-        return os.path.relpath(self.source.paths[i], self.folder)
+        path, part = self.source.file(i)
+        return os.path.relpath(path, self.folder) + part
 
     def recall(self, i: int) -> tuple[str, BadInput | None] | None:
         try:
-            status = os.stat(self.source.paths[i])
+            status = os.stat(self.source.file(i)[0])
         except OSError:  # found again, and said, when it is to be read
             return None
         self.stamps[i] = status.st_size, status.st_mtime_ns, time.time_ns()

@@ -20,7 +20,7 @@ from torch import Tensor
 from opsin.data.index import ArraySource, Index, first_of, in_threads, pick, without
 from opsin.data.rng import order as order
 from opsin.errors import BadInput, OpsinError, UsageError
-from opsin.preprocess import Preprocess
+from opsin.preprocess import Preprocess, put
 from opsin.types import Batch
 
 LOOK_AHEAD = 3  # batches under way beside the one that is waited for
@@ -173,7 +173,7 @@ class DiskLoader(_Loader):
         return self._threaded(epoch, places) if self.workers else self._plain(epoch, places)
 
     def _row(self, images: Tensor, row: int, place: int, epoch: int) -> None:
-        images[row] = self._checked(self.prepare(self.index.image(place, self.min_size), place, epoch))
+        put(images[row], self._checked(self.prepare(self.index.image(place, self.min_size), place, epoch)))
 
     def _checked(self, image: Tensor) -> Tensor:
         if image.shape != self.shape or image.dtype != torch.uint8:
@@ -273,14 +273,14 @@ def load_memory(
     source = index.source
     shape = (preprocess.channels, *preprocess.size)
     if isinstance(source, ArraySource) and source.images.shape[1:] == shape and preprocess.crop_fraction == 1:
-        return Loaded(torch.from_numpy(source.images.copy()), torch.from_numpy(index.labels.copy()), index)
+        return Loaded(torch.from_numpy(source.copy()), torch.from_numpy(index.labels.copy()), index)
     images = torch.empty((len(index), *shape), dtype=torch.uint8)
     min_size = decode_size(preprocess)
     bad: dict[int, BadInput] = {}
 
     def prepare_one(i: int) -> None:
         try:
-            images[i] = preprocess.prepare(index.image(i, min_size))
+            put(images[i], preprocess.prepare(index.image(i, min_size)))
         except BadInput as error:
             bad[i] = error
 

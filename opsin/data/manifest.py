@@ -147,7 +147,7 @@ def scan_parts(
     }
     first = next(iter(parts))
     parts[first] = Index(keys[first], parts[first].labels, classes, parts[first].source, skipped=tuple(bad))
-    return parts if WHOLE in parts else ordered(parts)
+    return ordered(parts)
 
 
 def _numbers(labels: Sequence[tuple[str, ...]], number: dict[str, int], where: str) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 "MAT-File Format" (MathWorks), chapter 1: a header of 128 bytes, then data elements of a tag (type, size) and their
 bytes, padded to 8; an array is an element of elements: flags, dimensions, name, and then its numbers, its characters,
-or one more such array for each cell. Whatever else there is (structures, objects, sparse and complex arrays, text of
-several rows) is passed over; as a cell it is None.
+or one more such array for each cell, or for each field of each structure. Whatever else there is (objects, sparse and
+complex arrays, text of several rows) is passed over; as a cell it is None.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ MATRIX, COMPRESSED = 14, 15
 STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}  # table 1-1
 CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}  # table 1-3
 COMPLEX = 0x800
-CELL, CHAR = 1, 4
+CELL, STRUCTURE, CHAR = 1, 2, 4
 TEXT = {1: "latin1", 2: "latin1", 4: "utf-16", 16: "utf-8", 17: "utf-16"}  # table 1-1
 
-Value = Union[np.ndarray, str, "list[Value]", None]  # a list: the cells of an array, column by column
+# A list: the cells of an array, column by column, or its structures, each field → value.
+Value = Union[np.ndarray, str, "list[Value]", "dict[str, Value]", None]
 
 
 def read_mat(data: bytes, name: str) -> dict[str, Value]:
@@ -80,6 +81,15 @@ def texts(data: bytes, name: str, variable: str) -> list[str]:
     return found
 
 
+def structures(data: bytes, name: str, variable: str) -> list[dict[str, Value]]:
+    """The structures of one array of a file, each field → value."""
+    value = _variable(data, name, variable)
+    found = [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+    if not isinstance(value, list) or len(found) < len(value):
+        raise BadInput(name, f"{variable}: expected structures")
+    return found
+
+
 def _variable(data: bytes, name: str, variable: str) -> Value:
     values = read_mat(data, name)
     if variable not in values:
@@ -123,6 +133,8 @@ class _Reader:
             raise ValueError(f"an array of shape {shape}")
         if kind == CELL:
             return name, self._cells(rest, math.prod(shape), depth)
+        if kind == STRUCTURE:
+            return name, self._structures(rest, math.prod(shape), depth)
         if kind == CHAR:
             return name, self._text(rest, shape)
         if kind not in CLASSES or flags & COMPLEX:
@@ -142,6 +154,19 @@ class _Reader:
         if len(parts) != count or any(kind != MATRIX for kind, _ in parts):
             raise ValueError(f"{len(parts)} elements where {count} cells are expected")
         return [self.array(content, depth + 1)[1] for _, content in parts]
+
+    def _structures(self, parts: Sequence[tuple[int, memoryview]], count: int, depth: int) -> list[Value]:
+        if len(parts) < 2 or len(parts[0][1]) != 4:
+            raise ValueError("structures without names of their fields")
+        (length,) = struct.unpack(f"{self.order}i", parts[0][1])
+        texts = bytes(parts[1][1])
+        if length < 1 or len(texts) % length:
+            raise ValueError(f"names of fields of {length} bytes each in {len(texts)} bytes")
+        fields = [texts[i : i + length].partition(b"\0")[0].decode("latin1") for i in range(0, len(texts), length)]
+        if len(set(fields)) < len(fields) or not fields:
+            raise ValueError(f"structures of the fields {fields[:5]}")
+        values = self._cells(parts[2:], count * len(fields), depth)
+        return [dict(zip(fields, values[i : i + len(fields)], strict=True)) for i in range(0, len(values), len(fields))]
 
     def _text(self, parts: Sequence[tuple[int, memoryview]], shape: list[int]) -> str | None:
         if math.prod(shape) == 0:

@@ -73,7 +73,7 @@ def scan_parts(path: Path | str, *, on_bad_image: str = "error") -> Parts:
     `BadInput` names the archive when it is damaged, cut, over a limit, or holds a name twice; and it names the first
     member that is no regular file, unless on_bad_image is "skip".
     """
-    archive = _Archive(path)
+    archive = Archive(path)
     bad: list[BadInput] = []
     tree = _read(archive, bad)
     top = ""
@@ -105,7 +105,7 @@ def scan_parts(path: Path | str, *, on_bad_image: str = "error") -> Parts:
 
 def files(path: Path | str | os.PathLike[str]) -> Iterator[tuple[str, bytes]]:
     """(name, content) of each regular file of an archive, in its order, whatever folders it is in; "./" left out."""
-    archive = _Archive(os.fspath(path))
+    archive = Archive(os.fspath(path))
     for member in _members(archive):
         if member.isreg() and not member.issparse():
             name = member.name.removeprefix("./")
@@ -118,7 +118,7 @@ class Members:
     """The regular files of an archive by their names, "./" left out; each is read by its offset, none is extracted."""
 
     def __init__(self, path: Path | str) -> None:
-        self._archive = _Archive(path)
+        self._archive = Archive(path)
         tree = _read(self._archive, [])  # what is no regular file, or has an impossible name, is not there
         self._places = {_join(folder, name): at for folder, inner in tree.files.items() for name, at in inner.items()}
         self._folders = tree.below.keys()
@@ -137,15 +137,15 @@ class Members:
         return self._archive.read(offset, size)
 
     def source(self, names: Sequence[str]) -> TarSource:
-        places = np.array([self._places[name] for name in names], dtype=np.int64).reshape(-1, 2)
-        return TarSource(self._archive, [printable(name) for name in names], places)
+        return source(self._archive, [printable(name) for name in names], [self._places[name] for name in names])
 
 
 @dataclass(frozen=True, eq=False)
 class TarSource:
-    """Pictures in a tar. names: for messages. places: int64 [N, 2], offset and size in bytes of each."""
+    """Pictures in tars. names: for messages. places: int64 [N, 3], number of the archive, and offset and size in bytes
+    of each."""
 
-    archive: _Archive
+    archives: Sequence[Archive]
     names: Sequence[str]
     places: np.ndarray
 
@@ -153,24 +153,36 @@ class TarSource:
         return decode(self.data(i), self.name(i), min_size=min_size)
 
     def name(self, i: int) -> str:
-        return f"{self.archive.name}/{self.names[i]}"
+        return f"{self.archives[int(self.places[i, 0])].name}/{self.names[i]}"
 
     def data(self, i: int) -> bytes:
         """The bytes of picture number i; `BadInput` when the archive no longer holds them."""
-        offset, size = map(int, self.places[i])
-        data = self.archive.read(offset, size)
+        number, offset, size = map(int, self.places[i])
+        data = self.archives[number].read(offset, size)
         if len(data) != size:
             raise BadInput(self.name(i), "the archive has become shorter since it was listed")
         return data
 
+    def file(self, i: int) -> tuple[str, str]:
+        """The archive, and where in it picture number i begins and how long it is."""
+        number, offset, size = map(int, self.places[i])
+        return self.archives[number].path, f":{offset}+{size}"
+
     def subset(self, indices: np.ndarray) -> TarSource:
-        return TarSource(self.archive, pick(self.names, indices), self.places[indices])
+        return TarSource(self.archives, pick(self.names, indices), self.places[indices])
 
 
-def _source(archive: _Archive, tree: _Tree, root: str, names: list[str]) -> TarSource:
+def source(archive: Archive, names: Sequence[str], places: Sequence[tuple[int, int]]) -> TarSource:
+    """Pictures in one tar. places: offset and size in bytes of each."""
+    table = np.zeros((len(places), 3), dtype=np.int64)
+    table[:, 1:] = np.array(places, dtype=np.int64).reshape(-1, 2)
+    return TarSource((archive,), names, table)
+
+
+def _source(archive: Archive, tree: _Tree, root: str, names: list[str]) -> TarSource:
     full = [_join(root, name) for name in names]
     places = [tree.files[folder][file] for folder, _, file in (name.rpartition("/") for name in full)]
-    return TarSource(archive, [printable(name) for name in full], np.array(places, dtype=np.int64).reshape(-1, 2))
+    return source(archive, [printable(name) for name in full], places)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -178,15 +190,20 @@ def _source(archive: _Archive, tree: _Tree, root: str, names: list[str]) -> TarS
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class _Archive:
-    """A tar, open for as long as somebody holds this. name: for messages. size: of the plain tar, in bytes."""
+class Archive:
+    """A tar, open for as long as somebody holds this. name: for messages. size: of the plain tar, in bytes.
 
-    def __init__(self, path: Path | str) -> None:
-        self.name = printable(path)
+    keep_open: False opens a plain tar anew for each read, as long as it is the same: a process may hold only some
+    hundred files open, and there may be a thousand shards.
+    """
+
+    def __init__(self, path: Path | str, keep_open: bool = True) -> None:
+        self.name, self.path = printable(path), os.fspath(path)
         self._unpacked: bytearray | None = None
+        self._closed: tuple[Path | str, tuple[int, ...]] | None = None
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-            weakref.finalize(self, os.close, self._descriptor)
+            closing = weakref.finalize(self, os.close, self._descriptor)
             status = os.fstat(self._descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise BadInput(self.name, f"{kind_of_file(status.st_mode)}, not a regular file")
@@ -200,13 +217,25 @@ class _Archive:
         if start.startswith(GZIP):
             self._unpacked = self._unpack()
             self.size = len(self._unpacked)
+        if not keep_open:
+            closing()
+            self._closed = path, _identity(status)
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset` on: fewer at the end. Safe in any thread."""
         if self._unpacked is not None:
             return bytes(memoryview(self._unpacked)[offset : offset + size])
         try:
-            return os.pread(self._descriptor, size, offset)
+            if self._closed is None:
+                return os.pread(self._descriptor, size, offset)
+            path, known = self._closed
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                if _identity(os.fstat(descriptor)) != known:
+                    raise BadInput(self.name, "has changed since it was listed")
+                return os.pread(descriptor, size, offset)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             raise BadInput(self.name, f"cannot be read: {error.strerror or error}") from error
 
@@ -227,11 +256,25 @@ class _Archive:
         return data
 
 
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class Inner:
+    """A tar within a tar, read in place. name: for messages. start, size: of it in the outer one, in bytes."""
+
+    def __init__(self, outer: Archive, name: str, start: int, size: int) -> None:
+        self.name, self.size, self._outer, self._start = f"{outer.name}/{name}", size, outer, start
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._outer.read(self._start + offset, max(0, min(size, self.size - offset)))
+
+
 class _Headers:
     """The file that `tarfile` reads headers from: forwards only, and no more than `MAX_HEADER` bytes a member. So no
     length or offset that an archive claims can make it loop, or hold more than that in memory."""
 
-    def __init__(self, archive: _Archive) -> None:
+    def __init__(self, archive: Archive | Inner) -> None:
         self.archive, self.at, self.left = archive, 0, MAX_HEADER
 
     def tell(self) -> int:
@@ -251,12 +294,22 @@ class _Headers:
         return data
 
 
-def _members(archive: _Archive) -> Iterator[tarfile.TarInfo]:
+def plain_files(archive: Archive | Inner) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, size) of each file of an archive of nothing else but folders, in its order; `BadInput` names a
+    member that is no regular file, or has an impossible name."""
+    for member in _members(archive):
+        if problem := _problem(member, member.name.split("/")):
+            raise BadInput(f"{archive.name}/{printable(member.name)[:MAX_NAME]}", problem)
+        if not member.isdir():
+            yield member.name, member.offset_data, member.size
+
+
+def _members(archive: Archive | Inner) -> Iterator[tarfile.TarInfo]:
     """The members as `tarfile` reads them, each of them whole in the archive; `BadInput` for damage."""
     view, count = _Headers(archive), 0
     try:
         tar = tarfile.TarFile(fileobj=view, encoding="utf-8", errors="surrogateescape")  # pyright: ignore
-        while (member := tar.next()) is not None:
+        while (member := (_simple(archive, tar) if count else None) or tar.next()) is not None:
             tar.members.clear()  # it keeps them all  # pyright: ignore[reportAttributeAccessIssue]
             view.left, count = MAX_HEADER, count + 1
             if count > MAX_MEMBERS:
@@ -277,7 +330,33 @@ def _members(archive: _Archive) -> Iterator[tarfile.TarInfo]:
         raise BadInput(archive.name, f"damaged tar: {error or type(error).__name__}") from error
 
 
-def _check_end(archive: _Archive, offset: int) -> None:
+def _simple(archive: Archive | Inner, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    """The next member, where it is a file of a short name and all about it is in its one block: `tarfile` takes four
+    times as long for it. None, and nothing done, for all else, damage among it."""
+    at: int = tar.offset  # pyright: ignore[reportAttributeAccessIssue]
+    block = archive.read(at, tarfile.BLOCKSIZE)
+    name, size, checksum = block[:100].rstrip(b"\0"), block[124:135], block[148:154]
+    if (
+        tar.pax_headers  # said for all that follow
+        or len(block) < tarfile.BLOCKSIZE
+        or block[156] not in b"0\0"
+        or block[257:262] != b"ustar"
+        or block[345]  # the beginning of a long name, or what GNU tar writes there
+        or not name
+        or b"\0" in name
+        or name.endswith(b"/")
+        or not (size.isdigit() and checksum.isdigit())
+        or block[135] not in b" \0"
+        or sum(block) - sum(block[148:156]) + 8 * 0x20 != int(checksum, 8)
+    ):
+        return None
+    member = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
+    member.size, member.offset, member.offset_data = int(size, 8), at, at + tarfile.BLOCKSIZE
+    tar.offset = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE  # pyright: ignore
+    return member
+
+
+def _check_end(archive: Archive | Inner, offset: int) -> None:
     """An archive ends in at least one block of zeros, and nothing else follows."""
     if not (end := archive.read(offset, tarfile.BLOCKSIZE)):
         raise ValueError("it has no end mark; the rest is missing")
@@ -331,7 +410,7 @@ def _join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder and name else folder or name
 
 
-def _read(archive: _Archive, bad: list[BadInput]) -> _Tree:
+def _read(archive: Archive, bad: list[BadInput]) -> _Tree:
     """The tree of an archive; members that are no regular files, or of impossible names, go to `bad`."""
     tree = _Tree()
     for member in _members(archive):

@@ -25,7 +25,7 @@ GREY = np.asarray(Image.fromarray(COLOUR).convert("L"))
 
 def pixels(data: bytes, **options: object) -> np.ndarray:
     image = decode(data, "picture", **options)  # pyright: ignore[reportArgumentType]
-    assert image.dtype == torch.uint8 and image.is_contiguous()
+    assert image.dtype == torch.uint8 and image.permute(1, 2, 0).is_contiguous()
     return image.numpy()
 
 

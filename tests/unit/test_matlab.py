@@ -40,14 +40,15 @@ def test_arrays_of_numbers(packed: bool, order: str) -> None:
 def test_what_scipy_writes_and_what_is_passed_over(packed: bool) -> None:
     file = io.BytesIO()
     cells = np.array([1, "x", "Größe"], dtype=object)
-    passed = {"complex": np.array([[1j]]), "logic": {"a": 1}, "lines": np.array(["ab", "cd"])}
+    passed = {"complex": np.array([[1j]]), "table": {"a": 1}, "lines": np.array(["ab", "cd"])}
     values = {"small": np.float64(7), "text": "abc", "cells": cells, **passed, "big": 10**6 * np.eye(3)}
     scipy.io.savemat(file, values, do_compression=packed)
     ours = read_mat(file.getvalue(), "x.mat")
     plain = {name: value.tolist() for name, value in ours.items() if isinstance(value, np.ndarray)}
     assert plain == {"small": [[7.0]], "big": (10**6 * np.eye(3)).tolist()}
     found = ours["cells"]
-    assert ours.keys() == {"small", "big", "text", "cells"} and ours["text"] == "abc" and isinstance(found, list)
+    assert ours.keys() == {"small", "big", "text", "cells", "table"} and ours["table"] == [{"a": np.array([[1]])}]
+    assert ours["text"] == "abc" and isinstance(found, list)
     assert np.array_equal(found[0], [[1]]) and found[1:] == ["x", "Größe"]  # pyright: ignore
 
 

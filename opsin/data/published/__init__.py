@@ -10,8 +10,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from opsin.data import shards
 from opsin.data.index import Parts
-from opsin.data.published import coco, cub, dogs, flowers, pets, voc
+from opsin.data.published import coco, cub, dogs, flowers, imagenet, pets, voc
 
 
 class Layout(NamedTuple):
@@ -30,6 +31,8 @@ LAYOUTS = (
     Layout("Stanford Dogs", "dogs120", dogs.found, dogs.read),
     Layout("Oxford Flowers-102", "flowers102", flowers.found, flowers.read),
     Layout("Oxford-IIIT Pet", "pets37", pets.found, pets.read),
+    Layout("ImageNet-2012", "imagenet2012", imagenet.found, imagenet.read_parts),
+    Layout("shards", "", shards.found, shards.read_parts),
 )
 
 READERS: dict[str, Callable[..., Parts]] = {  # name of a data set → how it is read
@@ -42,6 +45,7 @@ READERS: dict[str, Callable[..., Parts]] = {  # name of a data set → how it is
     "flowers102": flowers.read,
     "flowers102-swapped": partial(flowers.read, swapped=True),
     "pets37": pets.read,
+    "imagenet2012": partial(imagenet.read_parts, whole=True),
 }
 
 
