@@ -232,7 +232,7 @@ DATASETS: dict[str, Info] = {
     ),
     "voc2012": Info(
         title="PASCAL VOC 2012",
-        summary="photographs of everyday scenes, each with any of 20 classes; val is the test, whose labels are unpublished",
+        summary="everyday photographs, each with any of 20 classes; val is the test, whose own labels are unpublished",
         many_labels=True,
         num_classes=20,
         classes=tuple(_VOC_CLASSES.split()),
@@ -250,7 +250,7 @@ DATASETS: dict[str, Info] = {
     ),
     "coco2017": Info(
         title="COCO 2017",
-        summary="photographs of everyday scenes, each with any of 80 categories; val is the test, whose labels are unpublished",
+        summary="everyday photographs, each with any of 80 categories; val is the test, whose own labels are unpublished",
         many_labels=True,
         num_classes=80,
         splits={"train": 118287, "val": 5000},
