@@ -682,7 +682,7 @@ def data_pack(
         ),
     ] = False,
     quality: Annotated[
-        int, Parameter(help="Of JPEGs that are encoded anew, 1 to 100. What is lost at 90 is hardly seen.")
+        int, Parameter(help="Of JPEGs that are encoded anew, 1 to 100. 90 by default: not lossless.")
     ] = 90,
     data_dir: DataDir = "",
     on_bad_image: OnBadImage = "error",

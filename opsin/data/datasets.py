@@ -250,7 +250,7 @@ DATASETS: dict[str, Info] = {
     ),
     "coco2017": Info(
         title="COCO 2017",
-        summary="photographs, each with any of 80 categories, or none; val is the test, whose own labels are unpublished",
+        summary="photographs, each with any of 80 categories, or none; val is the test, which has no public labels",
         many_labels=True,
         num_classes=80,
         splits={"train": 118287, "val": 5000},
