@@ -436,8 +436,6 @@ class _Training:
         if bad := [str(bad) for index in splits.values() for bad in index.skipped]:
             others = f"; and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
             reporter.warn(f"left out: {'; '.join(bad[:SHOWN])}{others}")
-        if splits["train"].many_labels:
-            raise UsageError("pictures with many labels can be read, shown and checked, but not be trained on yet")
         self.splits, self.classes = splits, splits["train"].classes
         self.many_labels = splits["train"].many_labels
         # Without a validation part the test error is shown after each pass, as in the chapter; nothing is chosen by it.
