@@ -487,8 +487,9 @@ def test_its_probabilities_are_sigmoids_and_what_reaches_no_threshold_is_not_nam
     logits = classifier.model(classifier.preprocess.normalize(prepared)).logits
     torch.testing.assert_close(classifier.probabilities(prepared), torch.sigmoid(logits).detach())
     row = classifier.probabilities(prepared)[0].tolist()
-    exact = of_labels(tuple(row))  # reached, all of them
-    assert [p.probability for p in classifiers.predict(exact, [image], top=3)[0]] == sorted(row, reverse=True)[:3]
+    least = tuple(value - 1e-4 for value in row)  # reached, all of them; two networks need not agree to the last bit
+    found = [p.probability for p in classifiers.predict(of_labels(least), [image], top=3)[0]]
+    assert found == pytest.approx(sorted(row, reverse=True)[:3], abs=1e-5)
     assert classifiers.predict(of_labels((1.0,) * 4), [image]) == [[]]
 
 
