@@ -41,12 +41,16 @@ class Bin(NamedTuple):
     accuracy: float  # fraction right, 0 for an empty bin
 
 
-def _check(probabilities: Tensor, labels: Tensor) -> None:
+def _check_shape(probabilities: Tensor) -> None:
     if probabilities.ndim != 2 or not probabilities.is_floating_point() or 0 in probabilities.shape:
         raise UsageError(
             "probabilities: expected float [N, K] with N and K >= 1, "
             f"received {probabilities.dtype} {tuple(probabilities.shape)}"
         )
+
+
+def _check(probabilities: Tensor, labels: Tensor) -> None:
+    _check_shape(probabilities)
     if labels.dtype != torch.int64 or labels.shape != probabilities.shape[:1]:
         raise UsageError(
             f"labels: expected int64 [{len(probabilities)}], received {labels.dtype} {tuple(labels.shape)}"
@@ -91,7 +95,11 @@ def confusion(probabilities: Tensor, labels: Tensor) -> Tensor:
 def per_class(probabilities: Tensor, labels: Tensor) -> PerClass:
     """Precision, recall, F1 and support of each class, from the most probable class of each picture."""
     table = confusion(probabilities, labels).to(torch.float64)
-    right, called, support = table.diagonal(), table.sum(0), table.sum(1)
+    return _scores(table.diagonal(), table.sum(0), table.sum(1))
+
+
+def _scores(right: Tensor, called: Tensor, support: Tensor) -> PerClass:
+    """From float64 [K]: pictures that are called so and are so, are called so, are so."""
     return PerClass(
         precision=right / called.clamp(min=1),
         recall=right / support.clamp(min=1),
@@ -167,11 +175,7 @@ class Ranked(NamedTuple):
 
 
 def _check_many(probabilities: Tensor, labels: Tensor) -> None:
-    if probabilities.ndim != 2 or not probabilities.is_floating_point() or 0 in probabilities.shape:
-        raise UsageError(
-            "probabilities: expected float [N, K] with N and K >= 1, "
-            f"received {probabilities.dtype} {tuple(probabilities.shape)}"
-        )
+    _check_shape(probabilities)
     if labels.shape != probabilities.shape or not labels.is_floating_point():
         raise UsageError(
             f"labels: expected float {list(probabilities.shape)}, received {labels.dtype} {tuple(labels.shape)}"
@@ -286,15 +290,9 @@ def per_label(probabilities: Tensor, labels: Tensor, thresholds: Tensor) -> tupl
     recall and F1 of all the decisions together."""
     _check_many(probabilities, labels)
     called, there = (probabilities >= thresholds.to(probabilities)) & (labels >= 0), labels == 1
-    right, named, support = ((m.sum(0).double()) for m in (called & there, called, there))
-    scores = PerClass(
-        precision=right / named.clamp(min=1),
-        recall=right / support.clamp(min=1),
-        f1=2 * right / (named + support).clamp(min=1),
-        support=support.to(torch.int64),
-    )
-    r, c, s = float(right.sum()), float(named.sum()), float(support.sum())
-    return scores, (r / max(1.0, c), r / max(1.0, s), 2 * r / max(1.0, c + s))
+    counts = [m.sum(0).double() for m in (called & there, called, there)]
+    together = _scores(*(count.sum() for count in counts))
+    return _scores(*counts), (float(together.precision), float(together.recall), float(together.f1))
 
 
 def binary_nll(probabilities: Tensor, labels: Tensor) -> float:

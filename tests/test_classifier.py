@@ -471,11 +471,15 @@ def test_a_crash_in_the_moment_of_replacement_loses_nothing(saved: Path, tmp_pat
 
 def of_labels(thresholds: tuple[float, ...], classes: int = 4) -> NetClassifier:
     one = net("resnet20", classes)
+    with torch.no_grad():  # untrained, its logits are so large that sigmoids are 0 or 1
+        for parameter in one.model.get_submodule("head").parameters():
+            parameter.mul_(0.05)
     return NetClassifier(one.model, one.preprocess, one.classes, one.spec, thresholds)
 
 
 def test_a_classifier_for_many_labels_keeps_the_contract(tmp_path: Path) -> None:
-    probabilities = of_labels((0.5,) * 4).probabilities(net().prepare(picture(33, 21, seed=5))[None])[0]
+    plain = of_labels((0.5,) * 4)
+    probabilities = plain.probabilities(plain.prepare(picture(33, 21, seed=5))[None])[0]
     middle = float(probabilities.sort().values[1:3].mean())  # two of the four are named
     check_classifier(of_labels((middle,) * 4), tmp_path)
 
@@ -487,8 +491,9 @@ def test_its_probabilities_are_sigmoids_and_what_reaches_no_threshold_is_not_nam
     logits = classifier.model(classifier.preprocess.normalize(prepared)).logits
     torch.testing.assert_close(classifier.probabilities(prepared), torch.sigmoid(logits).detach())
     row = classifier.probabilities(prepared)[0].tolist()
-    exact = of_labels(tuple(row))  # reached, all of them
-    assert [p.probability for p in classifiers.predict(exact, [image], top=3)[0]] == sorted(row, reverse=True)[:3]
+    least = tuple(value - 1e-4 for value in row)  # reached, all of them; two networks need not agree to the last bit
+    found = [p.probability for p in classifiers.predict(of_labels(least), [image], top=3)[0]]
+    assert found == pytest.approx(sorted(row, reverse=True)[:3], abs=1e-5)
     assert classifiers.predict(of_labels((1.0,) * 4), [image]) == [[]]
 
 

@@ -305,7 +305,7 @@ def test_error_in_a_thread_is_the_first_in_order_and_stops_the_rest() -> None:
 def many(n: int = 400, seed: int = 0) -> Index:
     """Labels of very different frequency, some of them not known, some pictures without any."""
     draws = np.random.default_rng(seed).random((n, 5))
-    labels = (draws < [0.6, 0.3, 0.1, 0.05, 0.02]).astype(np.float32)
+    labels = (draws < [0.6, 0.3, 0.1, 0.08, 0.05]).astype(np.float32)
     labels[draws > 0.97] = -1
     return Index([str(i) for i in range(n)], labels, tuple("abcde"), ArraySource(np.zeros((n, 1, 2, 2), np.uint8)))
 
