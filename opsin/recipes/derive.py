@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -65,6 +66,8 @@ def derive(facts: Facts, model: str = DEFAULT, options: dict[str, Any] | None = 
     else:
         batch = min(128, max(16, facts.num_train // 20))
     epochs = max(4, min(59, round(3 + 38_000 / facts.num_train))) + (not plain)
+    if max(size) == LARGE and facts.many_labels:  # a pass costs ten times as much, and less is enough (LOG, "BCCD")
+        epochs = math.ceil(epochs / 3)
     recipe = Recipe(
         data=Data(name=facts.name, batch_size=batch),
         model=ModelSpec(name=model, options=options or {}),
