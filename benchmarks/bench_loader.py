@@ -53,7 +53,7 @@ from opsin.train import StepEnd, TrainState, train
 PICTURES, DISTINCT, CLASSES = 10_000, 300, 10
 HEIGHT, WIDTH = 375, 500
 IN_MEMORY = 2_000  # pictures that the side in memory draws from: no value changes what a step costs
-STEPS = {"resnet18": (16, 3), "small": (125, 2), "packed": (125, 2)}  # pictures in a step, steps in a round
+STEPS = {"resnet18": (16, 3), "small": (125, 1), "packed": (125, 1)}  # pictures in a step, steps in a round
 
 
 # ---------------------------------------------------------------------------------------------------------------------
