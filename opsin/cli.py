@@ -648,10 +648,12 @@ def data_check(
     finally:
         reporter.finish()
     if json_:
-        rows = [{"file": bad.path, "reason": bad.reason} for bad in health.bad]
+        rows, absent = (
+            [{"file": error.path, "reason": error.reason} for error in some] for some in (health.bad, health.absent)
+        )
         formats = {name or "unknown": n for name, n in health.formats.items()}
         counts = {"pictures": health.pictures, "formats": formats, "ignored": list(health.ignored)}
-        print_json({"data": data, **counts, "bad": rows})
+        print_json({"data": data, **counts, "bad": rows, "absent": absent})
     else:
         if health.bad:
             print_table(("file", "reason"), [(bad.path, bad.reason) for bad in health.bad], fold=True)
@@ -659,9 +661,11 @@ def data_check(
         formats = ", ".join(f"{name or 'unknown'} {n:,}" for name, n in health.formats.items())
         print(f"looked at   {health.pictures:,} pictures: {formats}")
         print(f"unusable    {len(health.bad):,}" if health.bad else "unusable    none")
+        if health.absent:  # in a part of a data set most are
+            print(f"not there   {_others(list(map(str, health.absent)), 'listed picture', 3)}")
         if health.ignored:
             print(f"passed over {_others(health.ignored)}")
-    return DataError.exit_code if health.bad else 0
+    return DataError.exit_code if health.bad or health.absent else 0
 
 
 @data_app.command(name="pack", usage="Usage: opsin data pack DATA -o DIR [OPTIONS]")
@@ -748,9 +752,10 @@ def _show_own_data(name: str, as_json: bool) -> None:
         print(f"not used: {_others(ignored)}")
 
 
-def _others(files: Sequence[str], what: str = "other file") -> str:
-    count = f"1 {what}" if len(files) == 1 else f"{len(files):,} {what}s, the first"
-    return f"{count}: {one_line(files[0])}"
+def _others(files: Sequence[str], what: str = "other file", shown: int = 1) -> str:
+    count = f"1 {what}" if len(files) == 1 else f"{len(files):,} {what}s"
+    first = f", the first{f' {shown}' if shown > 1 else ''}" if len(files) > shown else ""
+    return f"{count}{first}: {'; '.join(map(one_line, files[:shown]))}"
 
 
 @_command(9, "doctor")

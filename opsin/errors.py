@@ -5,6 +5,7 @@ OpsinError                exit code 1
 │   └── DeclarationError      a layer, declared through opsin.v2, that cannot be (also an AssertionError)
 ├── DataError             3   the pictures, their labels or their folder
 │   └── BadInput              one file: unreadable, damaged, of a wrong format, over a limit
+│       ├── Absent            it is listed, but not there
 │       └── DecoderStopped    its decoding crashed or took too long
 ├── GateNotMet            4   a quality asked for was not reached
 ├── NonFiniteLoss         5   the loss became NaN or infinite; the last good checkpoint is kept
@@ -48,6 +49,10 @@ class BadInput(DataError):
         super().__init__(f"{path}: {reason}")
         self.path = str(path)
         self.reason = reason
+
+
+class Absent(BadInput):
+    """One file that a list names and that is not there, as most are where only a part of a data set is."""
 
 
 class DecoderStopped(BadInput):

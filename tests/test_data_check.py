@@ -125,6 +125,30 @@ def test_all_that_is_bad_is_named_with_its_reason(tmp_path: Path, split: bool, o
     assert all(any(name in line and reason in line for line in lines) for name, reason in reasons.items())
 
 
+def test_what_is_listed_and_not_there_is_summed_up(tmp_path: Path, opsin_: Any) -> None:
+    files = make.cub()
+    more = "".join(f"{i} 002.Wren/gone_{i}.jpg\n" for i in range(5, 1205)).encode()
+    files["images.txt"] += more
+    for name, rest in (("image_class_labels.txt", 2), ("train_test_split.txt", 1)):
+        files[name] += "".join(f"{i} {rest}\n" for i in range(5, 1206)).encode()  # one that images.txt has not
+    folder = write(tmp_path / "d", files)
+    code, out, _ = opsin_("data", "check", folder)
+    lines = out.splitlines()
+    assert code == 3 and lines[:2] == ["looked at   4 pictures: JPEG 4", "unusable    none"] and len(lines) == 3
+    assert lines[2].startswith("not there   1,202 listed pictures, the first 3: ") and lines[2].count("; ") == 2
+    answer = json.loads(opsin_("data", "check", folder, "--json")[1])
+    assert answer["pictures"] == 4 and answer["bad"] == [] and len(answer["absent"]) == 1202
+    rows = {os.path.relpath(row["file"], folder): row["reason"] for row in answer["absent"]}
+    assert rows["images/002.Wren/gone_7.jpg"] == "No such file or directory"
+    assert rows["train_test_split.txt"] == "picture 1205 is not in images.txt"
+    # What is there and cannot be used still has its own line.
+    (folder / "images/001.Auk/Auk_1.jpg").write_bytes(b"no picture")
+    (folder / "images/002.Wren/gone_9.jpg").symlink_to("nowhere")
+    code, out, _ = opsin_("data", "check", folder)
+    assert code == 3 and "unusable    2\nnot there   1,201 " in out
+    assert [line.split()[0].rpartition("/")[2] for line in out.splitlines()[1:3]] == ["Auk_1.jpg", "gone_9.jpg"]
+
+
 NAMES = ["with space.png", "-rf.png", "ünïcödé ☃.png", "quote'\".png", "=1+1.png", "n" * 251 + ".png", "new\nline.png"]
 
 

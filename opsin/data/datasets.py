@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from opsin.data.checked import cache_home
-from opsin.errors import BadInput, DataError, StorageError, UsageError, near
+from opsin.errors import Absent, BadInput, DataError, StorageError, UsageError, near
 
 if TYPE_CHECKING:
     import numpy as np
@@ -506,11 +506,13 @@ def _with_note(layout: Layout, parts: Parts) -> Parts:
 @dataclass(frozen=True, kw_only=True)
 class Health:
     """What a check of a data set found. pictures: looked at, the bad ones among them. formats: name → pictures, told by
-    their content, "" for an unknown one. bad: each with its reason. ignored: files that were not taken for pictures."""
+    their content, "" for an unknown one. bad: each with its reason. absent: what is listed and not there, so that it
+    was not looked at. ignored: files that were not taken for pictures."""
 
     pictures: int
     formats: Mapping[str, int]
     bad: tuple[BadInput, ...]
+    absent: tuple[Absent, ...]
     ignored: tuple[str, ...]
 
 
@@ -531,17 +533,21 @@ def check(
     else:
         parts = _parts(name, data_dir, "skip")
     bad: list[BadInput] = []
+    absent: list[Absent] = []
     formats: Counter[str] = Counter()
     with Decoders(indices.CHECKERS) as decoders:
         for index in parts.values():
             findings = indices.check(index, progress=progress, decoders=decoders)
-            bad += [*index.skipped, *findings.bad.values()]
+            absent += [error for error in index.skipped if isinstance(error, Absent)]
+            others = [error for error in index.skipped if not isinstance(error, Absent)]
+            bad += [*others, *findings.bad.values()]
             formats += findings.formats
-            formats[""] += len(index.skipped)
+            formats[""] += len(others)
     return Health(
         pictures=formats.total(),
         formats=dict(sorted((+formats).items())),
         bad=tuple(sorted(bad, key=lambda error: error.path)),
+        absent=tuple(sorted(absent, key=lambda error: error.path)),
         ignored=tuple(path for index in parts.values() for path in index.ignored),
     )
 

@@ -30,7 +30,7 @@ from opsin.data.checked import Checked, Found
 from opsin.data.decode import decode, format_of
 from opsin.data.rng import order
 from opsin.data.sandbox import Decoders
-from opsin.errors import BadInput, DataError, DecoderStopped, UsageError
+from opsin.errors import Absent, BadInput, DataError, DecoderStopped, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -272,6 +272,11 @@ def absent(path: str) -> str:
     except (OSError, ValueError) as error:  # ValueError: a zero byte
         return str(getattr(error, "strerror", error))
     return "" if stat.S_ISREG(mode) else f"{kind_of_file(mode)}, not a regular file"
+
+
+def listed_but(path: str, reason: str) -> BadInput:
+    """The error for a file that is listed and cannot be used, for a `reason` that `absent` gave."""
+    return (BadInput if os.path.lexists(path) else Absent)(printable(path), reason)
 
 
 def kind_of_file(mode: int) -> str:

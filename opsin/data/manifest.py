@@ -33,6 +33,7 @@ from opsin.data.index import (
     Index,
     Parts,
     absent,
+    listed_but,
     ordered,
     printable,
     read,
@@ -113,7 +114,7 @@ def scan_parts(
                 problem = f"{row.path!r} is listed before, in {at}{other}"
             if not problem and (reason := absent(path)):
                 if on_bad_image == "skip":
-                    bad.append(BadInput(printable(path), f"{reason} (line {row.line} of {name})"))
+                    bad.append(listed_but(path, f"{reason} (line {row.line} of {name})"))
                     for label in row.names:
                         lost.setdefault(label, bad[-1])
                     continue

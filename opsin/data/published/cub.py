@@ -17,7 +17,7 @@ import numpy as np
 from opsin.data.index import Parts
 from opsin.data.published.listing import Listing, parts_of
 from opsin.data.published.place import Place
-from opsin.errors import BadInput, DataError
+from opsin.errors import Absent, BadInput, DataError
 
 IMAGES, CLASSES, LABELS = "images.txt", "classes.txt", "image_class_labels.txt"
 SPLIT, BOXES = "train_test_split.txt", "bounding_boxes.txt"
@@ -68,7 +68,7 @@ def _of_images(place: Place, name: str, columns: int, images: dict[int, str], ba
     table = place.table(name, columns)
     if lacking := [i for i in images if i not in table]:
         raise BadInput(place.label(name), f"says nothing of {len(lacking):,} pictures; the first: number {lacking[0]}")
-    bad += [BadInput(place.label(name), f"picture {i} is not in {IMAGES}") for i in table if i not in images]
+    bad += [Absent(place.label(name), f"picture {i} is not in {IMAGES}") for i in table if i not in images]
     return table
 
 

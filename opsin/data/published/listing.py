@@ -51,7 +51,7 @@ def parts_of(
                 raise BadInput(place.label(listing.by), f"lists {name} {'in another part' if also else 'twice'}{also}")
             seen[name] = listing.by
             if reason := place.lacks(name):
-                lost.append(BadInput(place.label(name), reason))
+                lost.append(place.listed_but(name, reason))
             else:
                 here.append(i)
         kept[part] = np.array(here, dtype=np.int64)

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from opsin.data import tar
-from opsin.data.index import FileSource, Source, absent, printable, read
+from opsin.data.index import FileSource, Source, absent, listed_but, printable, read
 from opsin.errors import BadInput, DataError
 
 if TYPE_CHECKING:
@@ -80,6 +80,10 @@ class Place:
         """Why there is no file of this name; "" when there is."""
         reason = absent(self._path(name))
         return "" if reason and self._archive(name) is not None else reason
+
+    def listed_but(self, name: str, reason: str) -> BadInput:
+        """The error for a file that is listed, and of which `lacks` gives a reason."""
+        return listed_but(self._path(name), reason)
 
     def source(self, names: Sequence[str]) -> Source:
         """The pictures of these names, all of them there."""

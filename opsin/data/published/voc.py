@@ -117,7 +117,7 @@ def _annotations(place: Place, part: str, ids: Sequence[str], bad: list[BadInput
     rows: dict[str, dict[str, bool]] = {}
     lacking = {i: reason for i in ids if (reason := place.lacks(f"Annotations/{i}.xml"))}
     if part != "test" or len(lacking) < len(set(ids)):
-        bad += [BadInput(place.label(f"Annotations/{i}.xml"), reason) for i, reason in lacking.items()]
+        bad += [place.listed_but(f"Annotations/{i}.xml", reason) for i, reason in lacking.items()]
     for i in ids:
         if i in rows:
             raise BadInput(place.label(f"{MAIN}/{part}.txt"), f"lists {i} twice")
