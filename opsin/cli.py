@@ -23,6 +23,7 @@ from opsin.show import (
     in_words,
     one_line,
     plain,
+    print_fact,
     print_figure,
     print_json,
     print_model,
@@ -581,10 +582,12 @@ def data_list(*, json_: Json = False) -> None:
     if json_:
         print_json({name: plain(info) for name, info in DATASETS.items()})
         return
+    parts = ("train", "val", "test")
     rows = [
-        (name, _size_of(info), info.num_classes, in_words(info.splits), info.title) for name, info in DATASETS.items()
+        (name, _size_of(info), info.num_classes, *(info.splits.get(part, "") for part in parts), info.title)
+        for name, info in DATASETS.items()
     ]
-    print_table(("name", "size", "classes", "pictures", "title"), rows, right=(2,), spare=("size",))
+    print_table(("name", "size", "classes", *parts, "title"), rows, right=(2, 3, 4, 5), spare=("size",))
 
 
 def _size_of(info: Info) -> str:
@@ -612,22 +615,24 @@ def data_show(
     if json_:
         print_json({"name": name, **plain(info), "cache": str(cache)})
         return
-    print(f"{name}: {info.title}\n{info.summary}")
-    print(f"pictures  {in_words(info.splits)}; {_size_of(info)}{'; many labels a picture' if info.many_labels else ''}")
-    print(f"classes   {info.num_classes}{': ' if info.classes else ''}{', '.join(info.classes)}")
-    print(f"home      {info.homepage}\nterms     {info.terms}")
+    print_fact("", f"{name}: {info.title}")
+    print_fact("", info.summary)
+    many = "; many labels a picture" if info.many_labels else ""
+    print_fact("pictures", f"{in_words(info.splits)}; {_size_of(info)}{many}")
+    print_fact("classes", f"{info.num_classes:,}{': ' if info.classes else ''}{', '.join(info.classes)}")
+    print_fact("home", info.homepage)
+    print_fact("terms", info.terms)
     if info.files:
         absent = "not there yet; the first training downloads it" if not info.layout else "not there"
-        print(f"cache     {cache}{'' if cache.exists() else f' ({absent})'}")
+        print_fact("cache", f"{cache}{'' if cache.exists() else f' ({absent})'}")
     for file in info.files:
         known = (f"{file.size:,} bytes" if file.size else "", f"MD5 {file.md5}" if file.md5 else "")
-        print(f"file      {', '.join(filter(None, (file.name, *known)))}")
+        print_fact("file", ", ".join(filter(None, (file.name, *known))))
         for url in file.urls:
-            print(f"          {url}")
+            print_fact(" ", url)
     if info.layout:
-        print(
-            f"Nothing is downloaded: get the files, unpack them, and give --data-dir FOLDER, which holds\n{info.layout}"
-        )
+        print_fact("", "Nothing is downloaded: get the files, unpack them, and give --data-dir FOLDER, which holds")
+        print(info.layout)
 
 
 @data_app.command(name="check", usage="Usage: opsin data check DATA [OPTIONS]")
@@ -659,12 +664,12 @@ def data_check(
             print_table(("file", "reason"), [(bad.path, bad.reason) for bad in health.bad], fold=True)
             print()
         formats = ", ".join(f"{name or 'unknown'} {n:,}" for name, n in health.formats.items())
-        print(f"looked at   {health.pictures:,} pictures: {formats}")
-        print(f"unusable    {len(health.bad):,}" if health.bad else "unusable    none")
+        print_fact("looked at", f"{health.pictures:,} pictures: {formats}")
+        print_fact("unusable", f"{len(health.bad):,}" if health.bad else "none")
         if health.absent:  # in a part of a data set most are
-            print(f"not there   {_others(list(map(str, health.absent)), 'listed picture', 3)}")
+            print_fact("not there", _others(list(map(str, health.absent)), "listed picture", 3))
         if health.ignored:
-            print(f"passed over {_others(health.ignored)}")
+            print_fact("passed over", _others(health.ignored))
     return DataError.exit_code if health.bad or health.absent else 0
 
 
@@ -715,7 +720,8 @@ def data_pack(
     if json_:
         print_json({**packed._asdict(), "folder": str(packed.folder)})
     else:
-        print(f"packed      {in_words(packed.pictures)}; {packed.nbytes:,} bytes\nfolder      {packed.folder}")
+        print_fact("packed", f"{in_words(packed.pictures)}; {packed.nbytes:,} bytes")
+        print_fact("folder", str(packed.folder))
 
 
 def _show_own_data(name: str, as_json: bool) -> None:
@@ -742,14 +748,14 @@ def _show_own_data(name: str, as_json: bool) -> None:
         rows.append(("none of these", *(int((index.labels == 0).all(1).sum()) for index in parts.values())))
         if any(unknown := [int((index.labels < 0).any(1).sum()) for index in parts.values()]):
             rows.append(("some not known", *unknown))
-    rows.append((f"{len(classes)} classes", *map(len, parts.values())))
+    rows.append((f"{len(classes):,} classes", *map(len, parts.values())))
     print_table(("pictures with" if first.many_labels else "class", *parts), rows, right=range(1, len(parts) + 1))
     for note in notes:
-        print(f"note: {one_line(note)}")
+        print_fact("note", note)
     if skipped:
-        print(f"cannot be used: {_others([str(error) for error in skipped], 'picture')}")
+        print_fact("unusable", _others([str(error) for error in skipped], "picture"))
     if ignored:
-        print(f"not used: {_others(ignored)}")
+        print_fact("not used", _others(ignored))
 
 
 def _others(files: Sequence[str], what: str = "other file", shown: int = 1) -> str:

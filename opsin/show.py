@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -27,11 +29,39 @@ def plain(value: Any) -> dict[str, Any]:
 
 
 def in_words(value: Any) -> str:
+    """
+    >>> in_words({"train": 5994, "test": 12})
+    'train 5,994, test 12'
+    """
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={in_words(inner)}" for key, inner in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(in_words, value))
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) and value > 9999 else str(value)
+        return ", ".join(f"{key} {in_words(inner)}" for key, inner in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def print_fact(label: str, value: str) -> None:
+    """One line of a label, "" for none, and what is said under it. In a terminal as many lines as that takes: no word
+    is cut, so that an address stays whole."""
+    start, text = label.ljust(12) if label else "", one_line(value)
+    if (columns := _columns()) is None:
+        print(f"{start}{text}")
+        return
+    print(
+        textwrap.fill(
+            text,
+            max(columns, 40),
+            initial_indent=start,
+            subsequent_indent=" " * len(start),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    )
+
+
+def _columns() -> int | None:
+    """The width of the terminal; None where there is none, or none that obeys."""
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        return shutil.get_terminal_size().columns
+    return None
 
 
 def print_report(report: Mapping[str, Any]) -> None:
@@ -79,14 +109,14 @@ def print_table(
 ) -> None:
     """Fitted to a terminal, and plain aligned columns elsewhere. fold: no cell is cut; it takes as many lines as it
     needs, or makes its line longer. spare: columns that a narrow terminal does without, the first ones first."""
-    cells = [[one_line(in_words(cell) if not isinstance(cell, int) else str(cell)) for cell in row] for row in rows]
-    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+    cells = [[one_line(in_words(cell)) for cell in row] for row in rows]
+    if (columns := _columns()) is not None:
         from rich import box
         from rich.console import Console as Terminal
         from rich.table import Table
         from rich.text import Text
 
-        terminal, kept = Terminal(), list(range(len(header)))
+        terminal, kept = Terminal(width=columns), list(range(len(header)))
         widths = [max(len(row[i]) for row in [list(header), *cells]) for i in kept]
         widths[-1] = min(widths[-1], 24)  # it takes several lines where it must
         for name in spare:
@@ -135,7 +165,7 @@ def print_models() -> None:
     rows = [
         (
             name,
-            entry.year,
+            str(entry.year),
             f"{entry.params:,}",
             f"{entry.million_macs:,.{0 if entry.million_macs >= 100 else 1}f} M",
             entry.native_size,

@@ -29,6 +29,7 @@ from opsin.data.datasets import DATASETS
 from opsin.errors import UsageError
 from opsin.recipe import from_toml
 from opsin.types import Progress
+from tests import make
 from tests.conftest import write_pictures
 
 ROOT = Path(__file__).parents[1]
@@ -632,6 +633,39 @@ def test_models_on_a_terminal(columns, left_out, monkeypatch) -> None:
     shown = "\n".join(lines)
     assert all(re.search(rf"^ {name} ", shown, re.MULTILINE) for name in opsin.MODELS)
     assert ("for want of width" in last) == bool(left_out) and last.endswith(left_out)
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_data_on_a_terminal_of_some_width(columns, monkeypatch, opsin_) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    commands = [("list",), *(("show", name) for name in DATASETS)]
+    piped = {command: opsin_("data", *command).out for command in commands}
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for command in commands:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", terminal := Terminal())
+            assert cli.call(["data", *command]) == 0
+        shown = re.sub(r"\x1b\[[0-9;]*m", "", terminal.getvalue())
+        long = [line for line in shown.splitlines() if len(line) > columns]
+        assert not [line for line in long if len(line.split()) > 1], "only an address may be longer"
+        if command == ("list",):
+            assert "…" not in shown and all(re.search(rf"^ ?{name} ", shown, re.MULTILINE) for name in DATASETS)
+        else:  # the same words, and in a pipe one fact a line
+            assert shown.split() == piped[command].split()
+            assert [line.split()[0] for line in piped[command].splitlines() if line].count("terms") == 1
+
+
+def test_numbers_are_written_alike_for_people_and_plain_for_programs(tmp_path, opsin_) -> None:
+    for text in (opsin_("data", "list").out, opsin_("data", "show", "cub200").out, opsin_("models").out):
+        assert not re.search(r"\b(?!(19|20)\d\d\b)\d{4,}\b", re.sub(r"MD5.*|https?:.*|VOC\S*|\S*\.\w+", "", text))
+    assert "5,994" in opsin_("data", "list").out and "train 5,994, test 5,794" in opsin_("data", "show", "cub200").out
+    assert '"train": 5994' in opsin_("data", "list", "--json").out
+    picture = make.encode(make.gradient(9, 9))
+    folder = make.write(tmp_path / "d", {f"{name}/{i}.png": picture for name in "ab" for i in range(600)})
+    out = opsin_("data", "show", folder).out
+    assert out.splitlines()[1].split() == ["a", "600"] and out.splitlines()[3].split() == ["2", "classes", "1,200"]
+    assert '"all": 1200' in opsin_("data", "show", folder, "--json").out
 
 
 def test_modules_that_are_compared(opsin_) -> None:

@@ -72,7 +72,7 @@ def parts_of(
     parts, gone = _without_lost_classes(whole, parts)
     if gone:
         shown = ", ".join(gone[:3]) + (" …" if len(gone) > 3 else "")
-        said.append(f"{len(gone)} of {len(classes)} classes have no picture here and are left out: {shown}")
+        said.append(f"{len(gone):,} of {len(classes):,} classes have no picture here and are left out: {shown}")
     first = next(iter(parts))
     parts[first] = replace(parts[first], skipped=tuple(lost), notes=tuple(f"{place}: {note}" for note in said))
     return parts
