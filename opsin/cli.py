@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from opsin import __version__, chosen
 from opsin.console import Console, percent, printable
-from opsin.errors import BadInput, DataError, GateNotMet, OpsinError, UsageError, near
+from opsin.errors import Absent, BadInput, DataError, GateNotMet, OpsinError, UsageError, near
 from opsin.show import (
     PredictionWriter,
     in_words,
@@ -752,8 +752,10 @@ def _show_own_data(name: str, as_json: bool) -> None:
     print_table(("pictures with" if first.many_labels else "class", *parts), rows, right=range(1, len(parts) + 1))
     for note in notes:
         print_fact("note", note)
-    if skipped:
-        print_fact("unusable", _others([str(error) for error in skipped], "picture"))
+    if bad := [str(error) for error in skipped if not isinstance(error, Absent)]:
+        print_fact("unusable", _others(bad, "picture"))
+    if absent := [str(error) for error in skipped if isinstance(error, Absent)]:
+        print_fact("not there", _others(absent, "listed picture"))
     if ignored:
         print_fact("not used", _others(ignored))
 

@@ -141,6 +141,7 @@ def test_what_is_listed_and_not_there_is_summed_up(tmp_path: Path, opsin_: Any) 
     rows = {os.path.relpath(row["file"], folder): row["reason"] for row in answer["absent"]}
     assert rows["images/002.Wren/gone_7.jpg"] == "No such file or directory"
     assert rows["train_test_split.txt"] == "picture 1205 is not in images.txt"
+    assert "\nnot there   1,202 listed pictures, the first: " in opsin_("data", "show", folder)[1]
     # What is there and cannot be used still has its own line.
     (folder / "images/001.Auk/Auk_1.jpg").write_bytes(b"no picture")
     (folder / "images/002.Wren/gone_9.jpg").symlink_to("nowhere")

@@ -453,7 +453,9 @@ def scan_parts(folder: Path | str, *, on_bad_image: str = "error") -> Parts:
     root = os.fspath(folder)
 
     def part(name: str) -> Index:
-        return scan(os.path.join(root, name), on_bad_image=on_bad_image, prefix=f"{name}/" if name else "")
+        if not name:
+            return scan(root, on_bad_image=on_bad_image)
+        return scan(os.path.join(root, name), on_bad_image=on_bad_image, prefix=f"{name}/")
 
     return join_parts(printable(root), _listing(root).folders, split_folders(root), part)
 

@@ -1,8 +1,5 @@
 """Data sets of photographs as published: what each reader gives, and what it refuses."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -14,7 +11,6 @@ from opsin.data.published import voc
 from opsin.errors import BadInput, DataError
 from tests import make
 
-SAMPLES = os.environ.get("OPSIN_SAMPLES")  # read here: no test sees the person's settings
 SETS = {"PASCAL VOC": make.voc, "COCO": make.coco, "CUB-200-2011": make.cub, "Stanford Dogs": make.dogs}
 SETS |= {"Oxford-IIIT Pet": make.pets, "Oxford Flowers-102": make.flowers}
 LISTS = {
@@ -151,49 +147,3 @@ def test_names_have_readers_and_say_how_to_get_them():
     names = {name for name, info in DATASETS.items() if info.layout}
     assert names == set(published.READERS)
     assert all(DATASETS[name].files and DATASETS[name].terms and DATASETS[name].homepage for name in names)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Samples of the published sets, where OPSIN_SAMPLES names their folder
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def samples():
-    if not SAMPLES:
-        pytest.skip("OPSIN_SAMPLES names no folder")
-    return Path(SAMPLES)
-
-
-def test_bccd_has_platelets_in_201_of_364(samples):
-    parts = scan_parts(samples / "bccd_voc")
-    assert parts["train"].classes == ("Platelets", "RBC", "WBC")
-    assert sum(map(len, parts.values())) == 364 and sum(p.counts()[0] for p in parts.values()) == 201
-
-
-def test_coco_sample_has_two_pictures_without_object(samples):
-    val = scan_parts(samples / "coco_tiny")["val"]
-    assert len(val.classes) == 80 and (val.labels == 0).all(1).sum() == 2
-
-
-def test_cub_sample_splits_ten_pictures_that_it_does_not_list(samples):
-    assert not (samples / "cub_sample/image_class_labels.txt").exists()
-    train = scan_parts(samples / "cub_sample", on_bad_image="skip")["train"]
-    assert sum("is not in images.txt" in bad.reason for bad in train.skipped) == 10
-    assert len(train.classes) == 8 and any("42 of 50 classes" in note for note in train.notes)
-
-
-def test_pets_sample_has_three_breeds_and_other_formats_called_jpg(samples):
-    parts = scan_parts(samples / "pets_sample", on_bad_image="skip")
-    assert parts["train"].classes == ("Abyssinian", "american_bulldog", "Bengal")
-    starts = [index.source.data(i)[:4] for index in parts.values() for i in range(len(index))]
-    assert starts.count(b"\x89PNG") == 1
-    gif = "images/Abyssinian_34.jpg"  # the one GIF is in neither list, as published
-    assert (samples / "pets_sample" / gif).read_bytes().startswith(b"GIF8")
-    assert len(starts) == 73 and not any(gif in index.keys for index in parts.values())
-    assert all(index.image(i).shape[0] in (1, 3) for index in parts.values() for i in range(len(index)))
-
-
-def test_flowers_labels_list_1020_1020_and_6149(samples):
-    with pytest.raises(DataError, match="train 1,020, val 1,020, test 6,149"):
-        scan_parts(samples / "flowers102_labels")
