@@ -16,13 +16,16 @@ import math
 import os
 import re
 import shutil
+import signal
 import stat
 import sys
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from signal import SIGTERM
 from typing import TYPE_CHECKING, Any
 
-from opsin.errors import StorageError
+from opsin.errors import Interrupted, StorageError
 
 try:
     import fcntl
@@ -30,6 +33,8 @@ except ImportError:  # Windows
     fcntl = None
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from torch import Tensor
 
 MANIFEST = "manifest.json"
@@ -182,6 +187,7 @@ def write_folder(folder: Path | str, files: Mapping[str, bytes]) -> None:
 def new_folder(folder: Path | str) -> Iterator[Path]:
     """A folder to be filled, which takes its name once all of it is on disk, and is removed when that fails: for what
     is too large to be in memory. It has no manifest. `StorageError` when its name is taken, except by an empty folder.
+    SIGTERM ends it as an error does (`Interrupted`); what a process that was killed left of it, the next one removes.
     """
     folder = Path(os.path.abspath(folder))
     if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
@@ -189,9 +195,11 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
     temporary = _temporary(folder)
     try:
         _make_folder(folder.parent)
+        _sweep_unheld(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         os.mkdir(temporary)
-        yield temporary
+        with _held(temporary), _terminated(folder):
+            yield temporary
         for path in temporary.iterdir():
             descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
             try:
@@ -206,6 +214,52 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise _fail("write", folder, error) from error
         raise
+
+
+@contextlib.contextmanager
+def _held(temporary: Path) -> Iterator[bool]:
+    """Lock a folder, so that others see that somebody fills it; the kernel frees it when this process dies, however it
+    dies. False where it is locked, or the system or the disk knows no such locks."""
+    if fcntl is None:
+        yield False
+        return
+    descriptor = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except OSError:
+            held = False
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def _sweep_unheld(folder: Path) -> None:
+    """Remove what killed processes left of `new_folder(folder)`, and leave what a living one fills."""
+    for place in _unfinished(folder.parent):
+        if place.name.startswith(f".{folder.name}.opsin-tmp-") and place.is_dir() and not place.is_symlink():
+            with contextlib.suppress(OSError), _held(place) as free:
+                if free:
+                    shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _terminated(folder: Path) -> Iterator[None]:
+    """SIGTERM raises `Interrupted`, once, where nobody else has a use for it. In the main thread only."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(SIGTERM, signal.SIG_DFL)
+        raise Interrupted(f"SIGTERM: {folder} was not finished, and nothing is left of it", 128 + SIGTERM)
+
+    signal.signal(SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(SIGTERM, signal.SIG_DFL)
 
 
 def _manifest(table: Mapping[str, Any]) -> bytes:
@@ -243,13 +297,16 @@ def _remove(place: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what killed processes left half written in `folder`. Only for the holder of its lock."""
-    for place in folder.glob(".*.opsin-tmp-*"):
-        if re.fullmatch(r"\..+\.opsin-tmp-[0-9]+", place.name):
-            with contextlib.suppress(OSError):
-                if place.is_dir() and not place.is_symlink():
-                    shutil.rmtree(place, ignore_errors=True)
-                else:
-                    os.unlink(place)
+    for place in _unfinished(folder):
+        with contextlib.suppress(OSError):
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place, ignore_errors=True)
+            else:
+                os.unlink(place)
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    return [p for p in folder.glob(".*.opsin-tmp-*") if re.fullmatch(r"\..+\.opsin-tmp-[0-9]+", p.name)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

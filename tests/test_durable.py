@@ -17,13 +17,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from opsin import checkpoint, optim, storage
+from opsin import checkpoint, cli, optim, storage
+from opsin.data import datasets
 from opsin.errors import NonFiniteLoss, StorageError, UsageError
 from opsin.recipe import SGD
 from opsin.runfolder import Lock, Log
 from opsin.train import Precision, TrainState
 from opsin.types import Progress
-from tests import crash
+from tests import crash, make
 from tests.conftest import write_pictures
 
 posix = pytest.mark.skipif(os.name != "posix", reason="Windows has no fork")
@@ -143,6 +144,60 @@ def test_a_signal_at_any_moment_ends_within_a_step_and_loses_nothing(nursery, wh
         shutil.rmtree(run)
     assert saved > signals / 4
     figures(signals=done, saved=saved, slowest=round(slowest, 2))
+
+
+@pytest.fixture(scope="module")
+def packing(tmp_path_factory):
+    """A command that packs, but for its last word, and what it gives when nobody disturbs it."""
+    with crash.fast_folder(tmp_path_factory.mktemp("packing")) as folder:
+        files = {f"{name}/{i}.png": make.encode(make.noise(200, 200, 3, seed=i)) for name in "ab" for i in range(40)}
+        make.write(folder / "pictures", files)
+        command = ["data", "pack", str(folder / "pictures"), "--quiet", "-o"]
+        assert cli.call([*command, str(folder / "out")]) == 0
+        yield command, packed(folder / "out")
+
+
+def packed(folder):
+    """The bytes of packed data, which is whole: `datasets` compares its note."""
+    assert len(datasets.scan_parts(folder)["all"]) == 80
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_packing_that_is_killed_leaves_nothing_under_its_name_and_the_next_clears_up(nursery, packing, tmp_path):
+    command, expected = packing
+    out, killed = tmp_path / "out", 0
+    other = tmp_path / ".other.opsin-tmp-1"  # nobody fills it, but it is not of this name
+    other.mkdir()
+    for nth in (2, 5, 8, 11):  # calls by which storage.py touches the disk
+        child = nursery.call(*command, str(out), fault={"nth": nth, "how": "KILL"})
+        if child.code == 0:
+            assert packed(out) == expected
+            shutil.rmtree(out)
+        else:
+            assert child.code == -signal.SIGKILL and not (out.exists() and any(out.iterdir())), child.said
+            killed += 1
+    for number in (signal.SIGKILL, signal.SIGTERM):  # in the middle of a shard
+        [pid] = nursery.start([*command, str(out)])
+        while not any(path.stat().st_size for path in tmp_path.glob(f".out.opsin-tmp-{pid}/*.tar")):
+            time.sleep(0.001)
+        os.kill(pid, number)
+        [child] = nursery.wait()
+        if number == signal.SIGTERM:
+            assert child.code == 143 and f"SIGTERM: {out} was not finished" in child.said and not out.exists()
+            assert not list(tmp_path.glob(f".out.opsin-tmp-{pid}"))
+        else:
+            assert child.code == -number and not out.exists() and crash.leftovers(tmp_path)
+    assert killed >= 2
+    assert nursery.call(*command, str(out)).code == 0
+    assert packed(out) == expected and crash.leftovers(tmp_path) == [str(other)]
+
+
+def test_two_that_pack_to_one_name_do_not_clear_up_after_each_other(nursery, packing, tmp_path):
+    command, expected = packing
+    nursery.start([*command, str(tmp_path / "out")], [*command, str(tmp_path / "out")])
+    first, second = sorted(nursery.wait())
+    assert (first.code, second.code) == (0, 1) and str(tmp_path / "out") in second.said
+    assert packed(tmp_path / "out") == expected and not crash.leftovers(tmp_path)
 
 
 def check_saves(folder):
