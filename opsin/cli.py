@@ -633,6 +633,12 @@ def data_show(
     if info.layout:
         print_fact("", "Nothing is downloaded: get the files, unpack them, and give --data-dir FOLDER, which holds")
         print(info.layout)
+        print_fact("a part", "is read as far as it is there with --on-bad-image skip")
+    if info.variant_of:
+        print_fact("variant of", f"{info.variant_of}: the same files")
+    for variant, other in DATASETS.items():
+        if other.variant_of == name:
+            print_fact("variant", f"{variant}: {other.summary}")
 
 
 @data_app.command(name="check", usage="Usage: opsin data check DATA [OPTIONS]")
@@ -726,7 +732,8 @@ def data_pack(
 
 def _show_own_data(name: str, as_json: bool) -> None:
     """How many pictures of each class each part has; no picture is opened."""
-    from opsin.data.datasets import scan_parts
+    from opsin.data import published
+    from opsin.data.datasets import DATASETS, scan_parts
 
     parts = scan_parts(name, on_bad_image="skip")
     first = next(iter(parts.values()))
@@ -752,6 +759,10 @@ def _show_own_data(name: str, as_json: bool) -> None:
     print_table(("pictures with" if first.many_labels else "class", *parts), rows, right=range(1, len(parts) + 1))
     for note in notes:
         print_fact("note", note)
+    if (layout := published.layout(name) if os.path.isdir(name) else None) is not None:
+        for variant, info in DATASETS.items():
+            if info.variant_of == layout.name != "":
+                print_fact("variant", f"{variant} --data-dir {name} in place of {name}: {info.summary}")
     if bad := [str(error) for error in skipped if not isinstance(error, Absent)]:
         print_fact("unusable", _others(bad, "picture"))
     if absent := [str(error) for error in skipped if isinstance(error, Absent)]:

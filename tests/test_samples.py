@@ -96,6 +96,9 @@ def test_cub_sample_lists_pictures_that_are_not_here_and_splits_ten_that_it_does
     assert sum("is not in images.txt" in bad.reason for bad in train.skipped) == 10
     assert len(train.classes) == 8 and sum(part.counts() for part in parts.values()).tolist() == [14] * 8
     assert any("42 of 50 classes" in note for note in train.notes)
+    boxes = load("cub200-boxes", data_dir=folder, on_bad_image="skip")["train"]
+    assert list(boxes.keys) == list(train.keys)
+    assert all(b < w for b, w in zip(boxes.image(0).shape[1:], train.image(0).shape[1:], strict=True))
 
 
 def test_pets_sample_has_three_breeds_and_other_formats_called_jpg(samples):

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from opsin.data.index import Parts, Splits
-    from opsin.data.published import Layout
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]  # (bytes, or pictures, so far; in all)
@@ -49,7 +48,7 @@ class Info:
     splits: pictures in each. mean, std: per channel over the training pictures, for pixels scaled to [0, 1]; () where
     they are measured when they are needed. terms: what is known about its use. checksums: MD5 of the pickled files
     inside the archives, by name. layout: a drawing of the folder, of a set that a person downloads and unpacks.
-    many_labels: whether a picture may have any number of them."""
+    many_labels: whether a picture may have any number of them. variant_of: the set whose very files these are."""
 
     title: str
     summary: str
@@ -66,6 +65,7 @@ class Info:
     checksums: Mapping[str, str] = field(default_factory=dict)
     layout: str = ""
     many_labels: bool = False
+    variant_of: str = ""
 
 
 def _file(name: str, size: int, md5: str, *folders: str) -> File:
@@ -291,6 +291,7 @@ annotations/instances_val2017.json
     "cub200-boxes": Info(
         title="CUB-200-2011, birds cut out",
         summary="cub200, of each photograph only the published box around its bird",
+        variant_of="cub200",
         num_classes=200,
         splits={"train": 5994, "test": 5794},
         homepage="https://www.vision.caltech.edu/datasets/cub_200_2011/",
@@ -328,6 +329,7 @@ train_list.mat  test_list.mat      here or in lists/
     "flowers102-swapped": Info(
         title="Oxford Flowers-102, swapped",
         summary="flowers102 with the published test part for training and the training part as the test",
+        variant_of="flowers102",
         num_classes=102,
         splits={"train": 6149, "val": 1020, "test": 1020},
         homepage="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
@@ -432,30 +434,29 @@ def read_parts(
 
 
 def _parts(name: str, data_dir: str | os.PathLike[str], on_bad_image: str) -> Parts:
-    """The parts of a named set with a `layout`, as many pictures as published, or those of a path."""
+    """The parts of a named set with a `layout`, as many pictures as published unless on_bad_image is "skip"; or those
+    of a path."""
     if name not in DATASETS:
         return scan_parts(name, on_bad_image=on_bad_image)
     from opsin.data import published
-    from opsin.data.index import ordered
 
+    info = DATASETS[name]
     place = os.fspath(data_dir or cache_folder(name))
     try:
-        parts = published.READERS[name](place, on_bad_image="skip")
+        parts = published.READERS[name](place, on_bad_image=on_bad_image)
     except BadInput:
         raise
     except DataError as error:
         raise DataError(
             f"{error}; opsin data show {name} says where to get it, and how its folder must look"
         ) from error
-    expected, found = DATASETS[name].splits, {part: len(index) for part, index in parts.items()}
-    if found != expected:
-        missing = parts[next(iter(parts))].skipped
+    found = {part: len(index) for part, index in parts.items()}
+    if found != info.splits and on_bad_image != "skip":
         raise DataError(
-            f"{place}: not the whole of {name}: expected {_in_words(expected)} pictures, found {_in_words(found)}"
-            + (f" ({missing[0]})" if missing else "")
-            + f"; to use what is there, give the folder in place of the name: {place} --on-bad-image skip"
+            f"{place}: not the whole of {name}: expected {_in_words(info.splits)} pictures, found {_in_words(found)}; "
+            "to use what is there: --on-bad-image skip"
         )
-    return ordered(parts)
+    return _with_note(info, parts)
 
 
 def _in_words(splits: Mapping[str, int]) -> str:
@@ -471,7 +472,8 @@ def scan_parts(path: str | os.PathLike[str], *, on_bad_image: str = "error") -> 
     name = os.fspath(path)
     if os.path.isdir(name):
         if layout := published.layout(name):
-            return _with_note(layout, layout.read(name, on_bad_image=on_bad_image))
+            parts = layout.read(name, on_bad_image=on_bad_image)
+            return _with_note(DATASETS[layout.name], parts) if layout.name else index.ordered(parts)
         lists = manifest.find(name)
         if lists and not index.split_folders(name):
             return manifest.scan_parts(lists, on_bad_image=on_bad_image)
@@ -490,15 +492,14 @@ def scan_parts(path: str | os.PathLike[str], *, on_bad_image: str = "error") -> 
     return tar.scan_parts(name, on_bad_image=on_bad_image)
 
 
-def _with_note(layout: Layout, parts: Parts) -> Parts:
+def _with_note(info: Info, parts: Parts) -> Parts:
     """In the order train, val, test; and it is said when this is a part of a published set, not the whole."""
     from opsin.data.index import ordered
 
-    published = DATASETS[layout.name].splits if layout.name else {}
     found = {part: len(index) for part, index in parts.items()}
-    if layout.name and found != published:
+    if found != info.splits:
         first = next(iter(parts))
-        note = f"a part of {layout.title}: {_in_words(found)} pictures of {_in_words(published)}"
+        note = f"a part of {info.title}: {_in_words(found)} pictures of {_in_words(info.splits)}"
         parts = {**parts, first: replace(parts[first], notes=(note, *parts[first].notes))}
     return ordered(parts)
 
@@ -531,7 +532,7 @@ def check(
     if name in DATASETS and not DATASETS[name].layout:
         parts = load(name, data_dir=data_dir, progress=progress)
     else:
-        parts = _parts(name, data_dir, "skip")
+        parts = _parts(name, data_dir, "error" if name in DATASETS else "skip")
     bad: list[BadInput] = []
     absent: list[Absent] = []
     formats: Counter[str] = Counter()
@@ -553,8 +554,9 @@ def check(
 
 
 def cache_folder(name: str) -> Path:
-    """Where a named data set is kept."""
-    return cache_home() / "data" / name
+    """Where a named data set is kept, and its variants with it."""
+    info = DATASETS.get(name)
+    return cache_home() / "data" / (info.variant_of if info and info.variant_of else name)
 
 
 def _named(name: str, data_dir: Path | None, progress: Progress | None) -> Splits:

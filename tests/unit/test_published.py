@@ -5,8 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from opsin import cli
 from opsin.data import published
-from opsin.data.datasets import DATASETS, load, scan_parts
+from opsin.data.datasets import DATASETS, cache_folder, load, scan_parts
 from opsin.data.published import voc
 from opsin.errors import BadInput, DataError
 from tests import make
@@ -85,8 +86,35 @@ def test_absent_pictures_are_an_error_or_left_out(tmp_path):
     parts = scan_parts(folder, on_bad_image="skip")
     assert parts["train"].classes == ("001.Auk",) and len(parts["train"].skipped) == 2
     assert any("1 of 2 classes have no picture here" in note for note in parts["train"].notes)
-    with pytest.raises(DataError, match=r"not the whole of cub200.*give the folder in place of the name"):
+    with pytest.raises(BadInput, match="2 rows of 4 cannot be used; to go on without them: --on-bad-image skip"):
         load("cub200", data_dir=folder)
+
+
+def test_a_part_of_a_named_set_or_of_its_variant_is_read_only_when_asked(tmp_path):
+    folder = make.write(tmp_path, make.cub())
+    with pytest.raises(DataError, match=r"not the whole of cub200-boxes.*found train 2, test 2; .*--on-bad-image skip"):
+        load("cub200-boxes", data_dir=folder)
+    (folder / "images/001.Auk/Auk_2.jpg").unlink()
+    (folder / "images/002.Wren/Wren_2.jpg").write_bytes(make.encode(make.gradient(30, 40), "JPEG"))
+    parts = load("cub200-boxes", data_dir=folder, on_bad_image="skip")
+    assert {part: len(index) for part, index in parts.items()} == {"train": 2, "test": 1}
+    assert all(index.image(0).shape == (3, 6, 10) for index in parts.values())
+    assert parts["train"].notes[0].startswith("a part of CUB-200-2011, birds cut out: train 2, test 1 pictures of ")
+    assert cache_folder("cub200-boxes") == cache_folder("cub200")
+    make.write(tmp_path / "f", make.flowers(9))
+    flowers = load("flowers102-swapped", data_dir=tmp_path / "f", on_bad_image="skip")
+    assert flowers["train"].labels.tolist() == [9, 39, 69]
+
+
+def test_variants_are_told_where_a_person_looks(tmp_path, capsys):
+    folder = make.write(tmp_path, make.cub())
+    for words, expected in (
+        (["show", "cub200"], "variant     cub200-boxes: cub200, of each photograph only"),
+        (["show", "cub200-boxes"], "variant of  cub200: the same files"),
+        (["show", str(folder)], f"variant     cub200-boxes --data-dir {folder} in place of {folder}: "),
+    ):
+        assert cli.call(["data", *words]) == 0
+        assert expected in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def found(folder: str) -> bool:
 
 def read_parts(folder: str, *, on_bad_image: str = "error", whole: bool = False) -> Parts:
     """train and val, as far as they are there. whole: `DataError` names the first synset that has not the published
-    number of pictures. Classes of which no picture is here are left out."""
+    number of pictures, unless on_bad_image is "skip". Classes of which no picture is here are left out."""
     place = Place(folder, (f"{DEVKIT}.tar.gz",))
     parts: dict[str, tuple[Index, list[str]]] = {}  # part → its index, whose labels are places in the synsets
     if os.path.isfile(path := os.path.join(folder, TRAIN)):
@@ -82,7 +82,7 @@ def read_parts(folder: str, *, on_bad_image: str = "error", whole: bool = False)
         part: replace(index, labels=np.array([at[synset] for synset in mine])[index.labels], classes=classes)
         for part, (index, mine) in parts.items()
     }
-    if whole:
+    if whole and on_bad_image != "skip":
         _check_counts(place, made, synsets)
     first = next(iter(made))
     return {**made, first: replace(made[first], notes=(*made[first].notes, *note))}
