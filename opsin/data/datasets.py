@@ -384,6 +384,10 @@ ILSVRC2012_devkit_t12.tar.gz
 train/n01440764/*.JPEG, …
 val/n01440764/*.JPEG, …    or val/*.JPEG with the devkit
 LOC_synset_mapping.txt     where there is no devkit
+                           or, as Kaggle has it, unpacked
+ILSVRC/Data/CLS-LOC/train/n01440764/*.JPEG, …
+ILSVRC/Data/CLS-LOC/val/*.JPEG
+LOC_val_solution.csv  LOC_synset_mapping.txt
 """,
     ),
 }

@@ -43,7 +43,22 @@ def as_folders(flat: bool) -> dict[str, bytes]:
     return made | (make.imagenet_devkit() if flat else {imagenet.MAPPING: MAPPING})
 
 
-@pytest.mark.parametrize("files", [make.imagenet, lambda: as_folders(True), lambda: as_folders(False)])
+SOLUTION = """ImageId,PredictionString
+ILSVRC2012_val_00000004,n01440764 85 1 499 272 n01440764 0 0 9 20
+ILSVRC2012_val_00000001,n01440764 1 2 3 4
+ILSVRC2012_val_00000003,n03126707 1 2 3 4
+ILSVRC2012_val_00000002,n02012849 1 2 3 4 
+"""  # with the blank at the end of a line that it has
+
+
+def as_kaggle() -> dict[str, bytes]:
+    """The same in Kaggle's folders, with pictures to be tested on that have no label."""
+    files = {f"{imagenet.KAGGLE}/{name}": data for name, data in as_folders(True).items() if "devkit" not in name}
+    files[f"{imagenet.KAGGLE}/test/ILSVRC2012_test_00000001.JPEG"] = b"x"
+    return files | {imagenet.MAPPING: MAPPING, imagenet.SOLUTION: SOLUTION.encode()}
+
+
+@pytest.mark.parametrize("files", [make.imagenet, lambda: as_folders(True), lambda: as_folders(False), as_kaggle])
 def test_the_same_from_tars_and_from_folders(tmp_path: Path, files: Callable[[], dict[str, bytes]]) -> None:
     make.write(tmp_path, files())
     found = layout(str(tmp_path))
@@ -98,6 +113,11 @@ def devkit(**changed: bytes) -> dict[str, bytes]:
     return {VAL: make.imagenet()[VAL], DEVKIT: gzip.compress(make.tar_of(files))}
 
 
+def kaggle(solution: str | None) -> dict[str, bytes]:
+    files = as_kaggle() | {imagenet.SOLUTION: (solution or "").encode()}
+    return {name: data for name, data in files.items() if solution is not None or name != imagenet.SOLUTION}
+
+
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
@@ -111,7 +131,19 @@ def devkit(**changed: bytes) -> dict[str, bytes]:
         (train_of({"n01440764.tar": make.tar_of({"n01440764_1/../x.JPEG": b"x"})}), "leads out of the archive"),
         (train_of({}), "holds nothing"),
         ({TRAIN: make.imagenet()[TRAIN][:5000]}, r"img_train\.tar: damaged tar"),
-        ({VAL: make.imagenet()[VAL]}, r"has no labels of its own; expected ILSVRC2012_devkit_t12\.tar\.gz beside"),
+        ({VAL: make.imagenet()[VAL]}, r"has no labels of its own; expected ILSVRC2012_devkit_t12\.tar\.gz in this"),
+        (
+            kaggle(SOLUTION.replace("ILSVRC2012_val_00000001", "ILSVRC2012_val_00000002")),
+            "line 5: expected a picture that is not",
+        ),
+        (
+            kaggle(SOLUTION.replace(" n01440764 0 0", " n01440765 0 0")),
+            "line 2: expected a picture that .* and one synset",
+        ),
+        (kaggle(SOLUTION.replace(",", ";")), "line 1: expected a picture"),
+        (kaggle("".join(SOLUTION.splitlines(True)[:2])), "to number 4, as many as have labels"),
+        (kaggle("\0"), "holds a zero byte"),
+        (kaggle(None), "or Kaggle's LOC_val_solution.csv: give the folder that holds it"),
         (devkit(truth=b"3\n1\n"), "to number 2, as many as have labels"),
         (devkit(truth=b"3\n1\n2\n77\n"), "line 4: no synset has the number 77"),
         (devkit(truth=b"3\n1\n2\nfour\n"), "line 4: expected a number, received 'four'"),

@@ -7,6 +7,11 @@
 or
     train/n01440764/n01440764_10026.JPEG
     val/n01440764/*.JPEG              or val/ILSVRC2012_val_00000001.JPEG, … with the devkit beside
+or, as Kaggle has it
+    ILSVRC/Data/CLS-LOC/train/n01440764/n01440764_10026.JPEG
+    ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000001.JPEG
+    LOC_val_solution.csv              "ILSVRC2012_val_00000001,n01751748 X1 Y1 X2 Y2 …": the labels of val
+    LOC_synset_mapping.txt
 
 The tars are read in place, the inner ones too: an index is the offset of each picture. A class is called by the first
 of its words; where two have the same (crane, maillot), both with their synset behind it. Classes are in the order of
@@ -33,7 +38,8 @@ TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12"
 TRUTH = f"{DEVKIT}/data/ILSVRC2012_validation_ground_truth.txt"
 META = f"{DEVKIT}/data/meta.mat"
-MAPPING = "LOC_synset_mapping.txt"
+MAPPING, SOLUTION = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
+KAGGLE = "ILSVRC/Data/CLS-LOC"
 SYNSET = re.compile(r"n\d{8}")
 PICTURE = re.compile(r"(n\d{8})_\d+\.JPEG")
 VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
@@ -43,19 +49,25 @@ CLASSES, VAL_OF_CLASS, FEWEST, MOST = 1000, 50, 732, 1300  # of the published se
 def found(folder: str) -> bool:
     if any(os.path.isfile(os.path.join(folder, name)) for name in (TRAIN, VAL)):
         return True
-    train = os.path.join(folder, "train")
+    train = os.path.join(_pictures(folder), "train")
     names = [name for name in os.listdir(train) if not name.startswith(".")] if os.path.isdir(train) else []
     return bool(names) and all(SYNSET.fullmatch(name) for name in names)
+
+
+def _pictures(folder: str) -> str:
+    """Where train/ and val/ are."""
+    inside = os.path.join(folder, KAGGLE)
+    return inside if os.path.isdir(inside) else folder
 
 
 def read_parts(folder: str, *, on_bad_image: str = "error", whole: bool = False) -> Parts:
     """train and val, as far as they are there. whole: `DataError` names the first synset that has not the published
     number of pictures, unless on_bad_image is "skip". Classes of which no picture is here are left out."""
-    place = Place(folder, (f"{DEVKIT}.tar.gz",))
+    place, below = Place(folder, (f"{DEVKIT}.tar.gz",)), _pictures(folder)
     parts: dict[str, tuple[Index, list[str]]] = {}  # part → its index, whose labels are places in the synsets
     if os.path.isfile(path := os.path.join(folder, TRAIN)):
         parts["train"] = _train(path)
-    elif os.path.isdir(path := os.path.join(folder, "train")):
+    elif os.path.isdir(path := os.path.join(below, "train")):
         parts["train"] = _folders(path, "train", on_bad_image)
     if os.path.isfile(path := os.path.join(folder, VAL)):
         archive = tar.Archive(path)
@@ -65,10 +77,11 @@ def read_parts(folder: str, *, on_bad_image: str = "error", whole: bool = False)
                 raise BadInput(f"{archive.name}/{printable(name)}", "is there twice")
             files[name] = 0, at, size
         parts["val"] = _validation(place, VAL, tar.TarSource((archive,), [*files], _places([*files.values()])), files)
-    elif os.path.isdir(path := os.path.join(folder, "val")):
+    elif os.path.isdir(path := os.path.join(below, "val")):
         names = sorted(name for name in os.listdir(path) if VALIDATION.fullmatch(name))
         paths = FileSource([os.path.join(path, name) for name in names])
-        parts["val"] = _validation(place, "val", paths, names) if names else _folders(path, "val", on_bad_image)
+        where = os.path.relpath(path, folder)
+        parts["val"] = _validation(place, where, paths, names) if names else _folders(path, "val", on_bad_image)
     if not parts:
         raise DataError(f"{place}: no ImageNet here: expected {TRAIN} and {VAL}, or train/ and val/")
     synsets = sorted(set().union(*(synsets for _, synsets in parts.values())))
@@ -140,28 +153,56 @@ def _folders(path: str, part: str, on_bad_image: str) -> tuple[Index, list[str]]
 def _validation(
     place: Place, where: str, source: FileSource | tar.TarSource, names: list[str] | Mapping[str, object]
 ) -> tuple[Index, list[str]]:
-    """The pictures of val by their numbers, labelled by the devkit's list, whose numbers are those of its meta.mat."""
-    if not place.has(TRUTH) or not place.has(META):
-        raise DataError(f"{place}: {where} has no labels of its own; expected {DEVKIT}.tar.gz beside, or its folder")
-    truth = [place.number(TRUTH, line, text) for line, (text,) in place.rows(TRUTH, 1)]
-    synsets = {number: synset for number, (synset, _) in _meta(place).items()}
+    """The pictures of val by their numbers, labelled by Kaggle's list or the devkit's."""
+    if place.has(SOLUTION):
+        truth = _solution(place)
+    elif place.has(TRUTH) and place.has(META):
+        truth = _truth(place)
+    else:
+        raise DataError(
+            f"{place}: {where} has no labels of its own; expected {DEVKIT}.tar.gz in this folder, or its folder, "
+            f"or Kaggle's {SOLUTION}: give the folder that holds it"
+        )
     labels = []
     for name in names:
         match = VALIDATION.fullmatch(name)
         number = int(match[1]) if match else 0
-        if not 0 < number <= len(truth):
+        if number not in truth:
             raise BadInput(
                 place.label(f"{where}/{printable(name)}"),
-                f"expected ILSVRC2012_val_00000001.JPEG to number {len(truth):,}, as many as have labels",
+                f"expected ILSVRC2012_val_00000001.JPEG to number {max(truth, default=0):,}, as many as have labels",
             )
-        if truth[number - 1] not in synsets:
-            raise BadInput(place.label(TRUTH), f"line {number}: no synset has the number {truth[number - 1]}")
-        labels.append(synsets[truth[number - 1]])
+        labels.append(truth[number])
     here = sorted(set(labels))
     keys = [f"val/{name}" for name in names]
     if not keys:
         raise BadInput(place.label(where), "holds nothing; expected the validation pictures")
     return Index(keys, np.searchsorted(here, labels), (), source), here
+
+
+def _truth(place: Place) -> dict[int, str]:
+    """Number of a picture of val → synset, by the devkit's list, whose numbers are those of its meta.mat."""
+    synsets = {number: synset for number, (synset, _) in _meta(place).items()}
+    truth: dict[int, str] = {}
+    for line, (text,) in place.rows(TRUTH, 1):
+        if (number := place.number(TRUTH, line, text)) not in synsets:
+            raise BadInput(place.label(TRUTH), f"line {line}: no synset has the number {number}")
+        truth[len(truth) + 1] = synsets[number]
+    return truth
+
+
+def _solution(place: Place) -> dict[int, str]:
+    """The same by Kaggle's list, in any order: a synset with a box, and the same again for each more of it."""
+    truth: dict[int, str] = {}
+    for line, (text,) in place.rows(SOLUTION, 1, comment="ImageId,"):
+        picture, _, boxes = text.partition(",")
+        match = VALIDATION.fullmatch(f"{picture}.JPEG")
+        synsets = {word for word in boxes.split() if SYNSET.fullmatch(word)}
+        if match is None or len(synsets) != 1 or int(match[1]) in truth:
+            wanted = "a picture that is not there before, and one synset: ILSVRC2012_val_00000001,n01751748 …"
+            raise BadInput(place.label(SOLUTION), f"line {line}: expected {wanted}; received {text!r:.100}")
+        truth[int(match[1])] = synsets.pop()
+    return truth
 
 
 # ---------------------------------------------------------------------------------------------------------------------
