@@ -631,7 +631,7 @@ def data_show(
         for url in file.urls:
             print_fact(" ", url)
     if info.layout:
-        print_fact("", "Nothing is downloaded: get the files, unpack them, and give --data-dir FOLDER, which holds")
+        print_fact("", "Nothing is downloaded: get the files, and give --data-dir FOLDER, which holds, once unpacked,")
         print(info.layout)
         print_fact("a part", "is read as far as it is there with --on-bad-image skip")
     if info.variant_of:

@@ -116,7 +116,8 @@ _CUB_FILES = (
 )
 _CUB_TERMS = "no licence stated by its authors; the pictures are from Flickr, each of its photographer's"
 _CUB_LAYOUT = """
-CUB_200_2011/              or that folder itself
+CUB_200_2011/              or that folder itself, or CUB_200_2011.tar, which
+                           gunzip CUB_200_2011.tgz makes
   images/001.Black_footed_Albatross/*.jpg, …
   images.txt  classes.txt  image_class_labels.txt
   train_test_split.txt  bounding_boxes.txt
@@ -471,7 +472,7 @@ def scan_parts(path: str | os.PathLike[str], *, on_bad_image: str = "error") -> 
     """The parts of a person's own data, or `opsin.data.index.WHOLE` of what has none: a folder in one of the layouts
     of `opsin.data.published`, a folder of class folders, a CSV, TSV or list of paths and labels, a folder of such
     lists, or a tar of class folders. No picture is opened."""
-    from opsin.data import index, manifest, published, tar
+    from opsin.data import index, manifest, published, shards, tar
 
     name = os.fspath(path)
     if os.path.isdir(name):
@@ -486,8 +487,11 @@ def scan_parts(path: str | os.PathLike[str], *, on_bad_image: str = "error") -> 
         raise UsageError(f"{name!r} is no folder here and no data set; {near(name, DATASETS)}")
     if name.lower().endswith(manifest.EXTENSIONS):
         return manifest.scan_parts(name, on_bad_image=on_bad_image)
-    archives = {file.name for info in DATASETS.values() if not info.layout for file in info.files}
-    if os.path.basename(name) in archives or not tar.is_tar(name):
+    archives = {file.name: info for info in DATASETS.values() for file in info.files}
+    info, folder = archives.get(os.path.basename(name)), os.path.dirname(name) or os.curdir
+    if info and info.layout and (layout := published.layout(folder)) and layout.read is not shards.read_parts:
+        raise UsageError(f"{name}: an archive of {layout.title}; expected the folder that it lies in: {folder}")
+    if (info and not info.layout) or not tar.is_tar(name):
         raise UsageError(
             f"{name}: expected a folder of pictures, a list of them ({', '.join(manifest.EXTENSIONS)}), a tar, or the "
             f"name of a data set ({', '.join(DATASETS)}); for an archive of a named data set, give the name and the "

@@ -1,5 +1,10 @@
 """Data sets of photographs as published: what each reader gives, and what it refuses."""
 
+import gzip
+import io
+import os
+import tarfile
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +14,7 @@ from opsin import cli
 from opsin.data import published
 from opsin.data.datasets import DATASETS, cache_folder, load, scan_parts
 from opsin.data.published import voc
-from opsin.errors import BadInput, DataError
+from opsin.errors import BadInput, DataError, UsageError
 from tests import make
 
 SETS = {"PASCAL VOC": make.voc, "COCO": make.coco, "CUB-200-2011": make.cub, "Stanford Dogs": make.dogs}
@@ -35,6 +40,70 @@ def test_a_folder_is_recognised_and_its_pictures_decode(title, tmp_path):
     assert layout is not None and layout.title == title
     for index in scan_parts(folder).values():
         assert len(index) and all(index.image(i).ndim == 3 for i in range(len(index)))
+
+
+def _published(title):
+    """The files of a set in the archives that are published of it, or what gunzip makes of them."""
+    files = SETS[title]()
+
+    def tar(folder, *beginnings):
+        return make.tar_of({folder + name: data for name, data in files.items() if name.startswith(beginnings)})
+
+    if title == "PASCAL VOC":
+        tests = {name: data for name, data in files.items() if "test" in name or "/c." in name}
+        train = {f"VOCdevkit/VOC2007/{name}": data for name, data in files.items() if name not in tests}
+        tests = {f"VOCdevkit/VOC2007/{name}": data for name, data in tests.items()}
+        names = ("VOCtrainval_06-Nov-2007.tar", "VOCtest_06-Nov-2007.tar")
+        return dict(zip(names, map(make.tar_of, (train, tests)), strict=True))
+    if title == "CUB-200-2011":
+        return {"CUB_200_2011.tar": tar("CUB_200_2011/", "")}
+    if title == "Stanford Dogs":
+        return {"images.tar": tar("", "Images/"), "lists.tar": tar("", "train_list", "test_list")}
+    if title == "Oxford-IIIT Pet":
+        packed = {f"{name}.tar.gz": tar("", f"{name}/") for name in ("images", "annotations")}
+        return {name: gzip.compress(data) for name, data in packed.items()}
+    return files  # of Flowers, as it is made
+
+
+@pytest.mark.parametrize("title", [title for title in SETS if title != "COCO"])
+def test_published_archives_are_read_in_place(title, tmp_path):
+    packed = _published(title)
+    folder = make.write(tmp_path / "packed", packed)
+    whole = SETS[title]()
+    if "102flowers.tgz" in whole:
+        with tarfile.open(fileobj=io.BytesIO(whole.pop("102flowers.tgz"))) as tar:
+            whole |= {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
+    expected = scan_parts(make.write(tmp_path / "unpacked", whole))
+    layout = published.layout(str(folder))
+    assert layout is not None and layout.title == title
+    parts = scan_parts(folder)
+    assert labels(parts) == labels(expected) and sorted(os.listdir(folder)) == sorted(packed)
+    for part, index in parts.items():
+        assert index.classes == expected[part].classes and list(index.keys) == list(expected[part].keys)
+        assert [index.source.data(i) for i in range(len(index))] == [
+            expected[part].source.data(i) for i in range(len(index))
+        ]
+    archive = next(name for name in packed if name.startswith(("VOCtest", "CUB", "images", "102")))
+    if title == "CUB-200-2011":  # it is the .tgz that is published
+        (folder / (archive := "CUB_200_2011.tgz")).write_bytes(b"")
+    with pytest.raises(UsageError, match=f"an archive of {title}; expected the folder that it lies in: {folder}"):
+        scan_parts(folder / archive)
+
+
+def test_archives_that_must_be_unpacked_are_named(tmp_path):
+    for name, data_set, way in (
+        (
+            "CUB_200_2011.tgz",
+            "cub200",
+            "gunzip CUB_200_2011.tgz: the CUB_200_2011.tar that it becomes is read as it is",
+        ),
+        ("annotations_trainval2017.zip", "coco2017", "unzip annotations_trainval2017.zip there"),
+    ):
+        folder = make.write(tmp_path / data_set, {name: b"x"})
+        with pytest.raises(DataError, match=f"{way}.*opsin data show {data_set}"):
+            load(data_set, data_dir=folder)
+    with pytest.raises(DataError, match=r"gunzip CUB_200_2011\.tgz"):
+        scan_parts(tmp_path / "cub200")
 
 
 def test_voc_difficult_objects_count_neither_way(tmp_path):

@@ -49,7 +49,9 @@ def read(folder: str, *, on_bad_image: str = "error") -> Parts:
             )
         parts[part] = file
     if not parts:
-        raise DataError(f"{place}: no COCO here: expected annotations/instances_train2017.json or the like")
+        zips = sorted(name for name in os.listdir(folder) if name.endswith(".zip")) if os.path.isdir(folder) else []
+        way = f"; unzip {', '.join(zips[:4])} there: what is in a zip is not read" if zips else ""
+        raise DataError(f"{place}: no COCO here: expected annotations/instances_train2017.json or the like{way}")
     listings: dict[str, Listing] = {}
     classes: tuple[str, ...] = ()
     for part, file in parts.items():

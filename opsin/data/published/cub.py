@@ -5,6 +5,9 @@ classes.txt               "CLASS NAME"; the name is that of the folder
 image_class_labels.txt    "ID CLASS"; where it is not there, the folder says it
 train_test_split.txt      "ID 1" for training, "ID 0" for testing
 bounding_boxes.txt        "ID X Y WIDTH HEIGHT" in pixels
+
+All of it may lie in CUB_200_2011.tar, which is read in place. The published .tgz unpacks to more than is held in memory
+(`opsin.data.tar`); gunzip makes the .tar of it.
 """
 
 from __future__ import annotations
@@ -22,23 +25,29 @@ from opsin.errors import Absent, BadInput, DataError
 IMAGES, CLASSES, LABELS = "images.txt", "classes.txt", "image_class_labels.txt"
 SPLIT, BOXES = "train_test_split.txt", "bounding_boxes.txt"
 FOLDERS = ("", "CUB_200_2011/")
+ARCHIVE, PACKED = "CUB_200_2011.tar", "CUB_200_2011.tgz"
 
 
-def _folder(folder: str) -> str | None:
-    wanted = (IMAGES, CLASSES, SPLIT, "images")
-    return next((f for f in FOLDERS if all(os.path.exists(os.path.join(folder, f, name)) for name in wanted)), None)
+def _place(folder: str) -> Place | None:
+    root = Place(folder, (ARCHIVE,))
+    places = [root.below(prefix) for prefix in FOLDERS]
+    wanted = (IMAGES, CLASSES, SPLIT)
+    return next((p for p in places if p.has_folder("images") and all(map(p.has, wanted))), None)
 
 
 def found(folder: str) -> bool:
-    return _folder(folder) is not None
+    return os.path.isfile(os.path.join(folder, PACKED)) or _place(folder) is not None
 
 
 def read(folder: str, *, on_bad_image: str = "error", boxes: bool = False) -> Parts:
     """train and test. boxes: of each picture only its bird's box."""
-    prefix = _folder(folder)
-    if prefix is None:
-        raise DataError(f"{folder}: no CUB-200-2011 here: expected {IMAGES}, {CLASSES}, {SPLIT} and images/")
-    place = Place(folder, prefix=prefix)
+    place = _place(folder)
+    if place is None:
+        packed = os.path.isfile(os.path.join(folder, PACKED))
+        way = f"; gunzip {PACKED}: the {ARCHIVE} that it becomes is read as it is; or unpack it" if packed else ""
+        raise DataError(
+            f"{folder}: no CUB-200-2011 here: expected {IMAGES}, {CLASSES}, {SPLIT} and images/, or {ARCHIVE}{way}"
+        )
     images = {i: name for i, (name,) in place.table(IMAGES, 2).items()}
     names = {i: name for i, (name,) in place.table(CLASSES, 2).items()}
     if len(set(names.values())) < len(names):
