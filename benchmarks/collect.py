@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -18,13 +19,13 @@ def row(run: Path) -> dict[str, object]:
     recipe = tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     where = json.loads((run / "environment.json").read_text(encoding="utf-8"))
-    command = list(where["command"])
+    data, command = recipe["data"]["name"], list(where["command"])
     for flag in ("--data-dir", "--out"):  # folders of the machine say nothing
         if flag in command:
             del command[command.index(flag) : command.index(flag) + 2]
     return {
         "run": run.name,
-        "data": recipe["data"]["name"],
+        "data": _last(data),
         "model": recipe["model"]["name"],
         "seed": recipe["seed"],
         "epochs": report["run"]["epochs"],
@@ -35,7 +36,8 @@ def row(run: Path) -> dict[str, object]:
         "low": report["top1_interval"][0],
         "high": report["top1_interval"][1],
         "minutes": report["run"]["minutes"],
-        "command": "opsin " + " ".join(command),
+        "command": "opsin "
+        + " ".join(_last(word) if word == data or os.path.isabs(word) else word for word in command),
         "machine": where["processor"],
         "cores": where["cores"],
         "threads": where["threads"],
@@ -43,6 +45,11 @@ def row(run: Path) -> dict[str, object]:
         "python": where["python"],
         "commit": where["commit"],
     }
+
+
+def _last(path: str) -> str:
+    """The name of a file or folder, without where it lies on this machine; a name of a data set as it is."""
+    return os.path.basename(os.path.normpath(path))
 
 
 def main() -> None:
