@@ -11,13 +11,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from opsin import cli
+from opsin.data import matlab
 from opsin.data.datasets import load, scan_parts
 from opsin.data.index import WHOLE
-from opsin.data.published import imagenet
+from opsin.data.published import flowers, imagenet
 from opsin.data.published.place import Place
 from opsin.errors import BadInput, DataError
 from opsin.v2.graph import ParameterConf
@@ -110,6 +112,39 @@ def test_pets_sample_has_three_breeds_and_other_formats_called_jpg(samples):
     gif = "images/Abyssinian_34.jpg"  # the one GIF is in neither list, as published
     assert (samples / "pets_sample" / gif).read_bytes().startswith(b"GIF8") and gif not in data
     assert all(index.image(i).shape[0] in (1, 3) for index in parts.values() for i in range(len(index)))
+
+
+# Pictures → flowers, as the publisher's page of categories has them, quoted in tensorflow/datasets #1641 and
+# pytorch/vision #8838.
+COUNTS = {
+    40: "prince of wales feathers, moon orchid, bolero deep blue, fire lily, pink primrose, canterbury bells, "
+    "mexican aster",
+    41: "toad lily, grape hyacinth, siam tulip, corn poppy, globe-flower",
+    42: "red ginger, spring crocus",
+    43: "alpine sea holly",
+    45: "globe thistle, garden phlox, tiger lily",
+    46: "ball moss",
+    48: "blackberry lily",
+    49: "balloon flower, blanket flower",
+    54: "bearded iris, black-eyed susan",
+    66: "bee balm",
+    78: "artichoke",
+    85: "bird of paradise",
+    96: "azalea",
+    105: "anthurium",
+    109: "bishop of llandaff",
+    127: "barbeton daisy",
+}
+
+
+def test_flowers_names_have_as_many_pictures_as_the_publisher_says(samples):
+    file = samples / "flowers102_labels/imagelabels.mat"
+    numbers = matlab.integers(file.read_bytes(), str(file), "labels")
+    counts = dict(zip(flowers.CLASSES, np.bincount(numbers - 1, minlength=102).tolist(), strict=True))
+    assert len(numbers) == 8189 and min(counts.values()) == 40 and max(counts.values()) == 258
+    assert {name: counts[name] for names in COUNTS.values() for name in names.split(", ")} == {
+        name: count for count, names in COUNTS.items() for name in names.split(", ")
+    }
 
 
 def test_flowers_labels_list_1020_1020_and_6149_pictures_that_are_not_here(samples):

@@ -23,8 +23,12 @@ ARCHIVES = ("102flowers.tgz",)
 LABELS, SETS = "imagelabels.mat", "setid.mat"
 PARTS = {"train": "trnid", "val": "valid", "test": "tstid"}
 SWAPPED = {"train": "tstid", "val": "valid", "test": "trnid"}
-# The files have numbers only. Names: the publisher's page of categories, in the order in which TensorFlow Datasets
-# (oxford_flowers102, Apache-2.0) and torchvision give them to the numbers.
+# The files have numbers only; the publisher's page of categories has names and how many pictures there are of each, but
+# no numbers. Names: that page's, in the order in which TensorFlow Datasets (oxford_flowers102, Apache-2.0), torchvision
+# and Udacity's cat_to_name.json give them to the numbers; the three agree. By their authors (tensorflow/datasets #1641,
+# pytorch/vision #8838) all counts of the page are those of imagelabels.mat in this order; tests/test_samples.py has
+# the 31 that these threads quote. 32 counts are of one class only; the other 70 classes share theirs with up to six
+# others, and that those are not exchanged among themselves is unchecked here: it needs eyes on the pictures.
 NAMES = """pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, tiger lily,
 moon orchid, bird of paradise, monkshood, globe thistle, snapdragon, colt's foot, king protea, spear thistle,
 yellow iris, globe-flower, purple coneflower, peruvian lily, balloon flower, giant white arum lily, fire lily,
