@@ -23,14 +23,17 @@ def build(model: nn.Module, spec: recipe.Optimizer) -> torch.optim.Optimizer:
     Parameters fall into the groups of `spec.groups` by name (first match); what matches none has the optimiser's own
     rate and decay. A pattern that matches nothing is a `UsageError`: it is nearly always a misspelling.
     """
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    every = dict(model.named_parameters())
+    named = {name: parameter for name, parameter in every.items() if parameter.requires_grad}
+    if not named:
+        raise UsageError("nothing of the network learns: all of its stages are frozen, and its head has no parameters")
     filters = _filters(model) if isinstance(spec, recipe.Muon) else {}
     buckets: dict[tuple[Any, ...], list[Tensor]] = {}
     for name, parameter in named.items():
         group = next((g for g in spec.groups if fnmatch.fnmatchcase(name, g.match)), recipe.Group(match="*"))
         buckets.setdefault((filters.get(name), group), []).append(parameter)
     for group in spec.groups:
-        if not any(fnmatch.fnmatchcase(name, group.match) for name in named):
+        if not any(fnmatch.fnmatchcase(name, group.match) for name in every):  # a frozen one is none to miss
             raise UsageError(
                 f"optimizer.groups: no parameter's name matches {group.match!r}; names: {', '.join(named)}"
             )
@@ -38,7 +41,7 @@ def build(model: nn.Module, spec: recipe.Optimizer) -> torch.optim.Optimizer:
     groups = []
     for (normalize, group), parameters in buckets.items():
         decay = spec.weight_decay if group.weight_decay is None else group.weight_decay
-        settings = {"params": parameters, "weight_decay": decay, "until": group.until}
+        settings = {"params": parameters, "weight_decay": decay, "until": group.until, "since": group.since}
         lr = spec.lr if not isinstance(spec, recipe.Muon) or normalize is not None else spec.sgd_lr
         settings["lr"] = settings["base_lr"] = lr * group.lr_scale
         if isinstance(spec, recipe.Muon):
@@ -69,18 +72,18 @@ def _filters(model: nn.Module) -> dict[str, bool]:
 def set_rates(optimizer: torch.optim.Optimizer, factor: float, part: float) -> None:
     """Give every group its rate: base rate × `factor`, × a line to zero for a group that stops learning.
 
-    part: how much of the training is over, 0–1. A group whose time is over has its gradients switched off, so that
-    the backward pass no longer computes them.
+    part: how much of the training is over, 0–1. A group whose time is over, or has not come, has its gradients switched
+    off, so that the backward pass does not compute them.
     """
     for group in optimizer.param_groups:
-        until = group["until"]
+        since, until = group["since"], group["until"]
         ends = until < 1
         group["lr"] = group["base_lr"] * (max(0.0, 1 - part / until) if ends and until > 0 else factor)
-        if ends:
-            over = part >= until
+        if ends or since > 0:
+            learns = since <= part < until or (since <= part and not ends)
             for parameter in group["params"]:
-                parameter.requires_grad_(not over)
-                if over:
+                parameter.requires_grad_(learns)
+                if not learns:
                     parameter.grad = None
 
 

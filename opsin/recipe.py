@@ -89,13 +89,15 @@ class Augment:
 class Group:
     """Parameters whose name matches `match` (shell pattern) get their own rate and decay; the first match wins.
 
-    until: the part of the training after which they stop learning (1.0: never); the rate falls linearly to 0 by then.
+    since, until: the parts of the training between which they learn. The rate falls linearly to 0 by `until` (1.0: as
+    the schedule says). Before `since` the values stay as they are; running statistics of norms do not.
     """
 
     match: str
     lr_scale: float = 1.0
     weight_decay: float | None = None
     until: float = 1.0
+    since: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +198,18 @@ Loss = CrossEntropy | BinaryCrossEntropy | Focal
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tune:
+    """What of a network learns that starts from weights.
+
+    freeze: stages that stay as the weights have them, running statistics of norms too. probe: the whole network does;
+    a linear layer in place of its last one is fitted to its features.
+    """
+
+    freeze: tuple[str, ...] = ()
+    probe: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stop:
     """When training ends before its last epoch. minutes: of wall clock, 0 for none.
 
@@ -217,6 +231,7 @@ class Recipe:
     optimizer: Optimizer = SGD()
     schedule: Schedule = Cosine()
     loss: Loss = CrossEntropy()
+    tune: Tune = Tune()
     stop: Stop = Stop()
     epochs: int = 10
     seed: int = 0
@@ -243,6 +258,9 @@ class Recipe:
                 raise UsageError(f"{key}: expected at least {least}, received {value}")
         if not 0 <= self.data.validation < 1:
             raise UsageError(f"data.validation: expected 0 <= x < 1, received {self.data.validation}")
+        if (self.tune.probe or self.tune.freeze) and not self.model.weights:
+            what = "probe" if self.tune.probe else "freeze"
+            raise UsageError(f"tune.{what}: keeps what weights brought; name them: --weights FILE")
         if not 0 <= self.ema < 1:
             raise UsageError(f"ema: expected 0 <= x < 1, received {self.ema}")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import final
 
 from torch import Tensor, nn
@@ -42,11 +42,29 @@ class ConvNet(Model):
         self.aux = nn.ModuleDict(dict(aux or {}))
         self.least_size = least_size
         self.image_size = image_size
+        self.frozen: frozenset[str] = frozenset()
 
     @property
     def stage_names(self) -> tuple[str, ...]:
         """The names that `features` takes, in the order of the flow."""
         return tuple(self.stages)
+
+    def freeze(self, names: Collection[str]) -> None:
+        """Stages that stay as they are from now on: parameters, running statistics, and no dropout in them.
+
+        `UsageError` lists the stages when there is none of a name.
+        """
+        for name in names:
+            self._stage(name).requires_grad_(False)
+        self.frozen = self.frozen | set(names)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> ConvNet:
+        """Training or evaluation mode; frozen stages stay in the latter."""
+        super().train(mode)
+        for name in self.frozen:
+            self.stages[name].eval()
+        return self
 
     def forward(self, images: Tensor) -> Output:
         """Normalised pictures, float [B, C, H, W], to logits [B, K]."""
@@ -63,8 +81,7 @@ class ConvNet(Model):
 
         Later stages are not run. `UsageError` (a `ValueError`) lists the stages when there is none of that name.
         """
-        if at not in self.stages:
-            raise UsageError(f"no stage {at!r}; stages: {', '.join(self.stages)}")
+        self._stage(at)
         self._check(images)
         x = images
         for name, stage in self.stages.items():
@@ -72,6 +89,11 @@ class ConvNet(Model):
             if name == at:
                 break
         return x
+
+    def _stage(self, name: str) -> nn.Module:
+        if name not in self.stages:
+            raise UsageError(f"no stage {name!r}; stages: {', '.join(self.stages)}")
+        return self.stages[name]
 
     def _check(self, images: Tensor) -> None:
         height, width = images.shape[-2:]
