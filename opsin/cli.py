@@ -128,6 +128,17 @@ def train(
             "or classifier, or hf:OWNER/NAME."
         ),
     ] = None,
+    freeze: Annotated[
+        str, Parameter(help="Stages that stay as the weights have them, as stem,stage1.", show_default=False)
+    ] = "",
+    unfreeze: Annotated[
+        float,
+        Parameter(help="Part of the training over which stages begin to learn, the last first.", show_default=False),
+    ] = 0.0,
+    probe: Annotated[
+        bool,
+        Parameter(show_default=False, help="Keep the weights; fit a new last layer to the network's features alone."),
+    ] = False,
     out: Annotated[Path | None, Parameter(help="Folder of the run. Default: a new one in runs/.")] = None,
     max_minutes: Annotated[float | None, Parameter(help="Stop training, and evaluate, after so long.")] = None,
     min_top1: Annotated[
@@ -183,6 +194,9 @@ def train(
             data_dir=data_dir,
             device=device,
             weights=weights,
+            freeze=[name.strip() for name in freeze.split(",") if name.strip()],
+            unfreeze=unfreeze,
+            probe=probe,
             out=out,
             max_minutes=max_minutes,
             on_bad_image=on_bad_image,

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from opsin import checkpoint, device, figures, hub, metrics, models, optim, recipes, report, shipped, storage
 from opsin import classifier as classifiers
+from opsin import probe as probes
 from opsin import recipe as recipe_values
 from opsin.augment import DRAWS, Augmenter, random_crop
 from opsin.classifier import NetClassifier
@@ -38,6 +39,7 @@ from opsin.errors import BadInput, DataError, Interrupted, NonFiniteLoss, Storag
 from opsin.evaluate import AnyReport, LabelReport, measure, report_from_dict
 from opsin.loss import Classify, Labels, of_ignorance
 from opsin.models import smallnet, weights
+from opsin.models.convnet import ConvNet
 from opsin.preprocess import (
     CIFAR10_MEAN,
     CIFAR10_STD,
@@ -67,6 +69,8 @@ PREPROCESSINGS = {
 EVALUATION_BATCH = 250
 UNEVEN = 5  # times as many pictures as the smallest class: worth a word
 SECONDS_BETWEEN_SAVES = 20.0
+SMALL = 64  # pixels of the longer side up to which pictures keep their own size
+FEATURES = "features.safetensors"  # of the training pictures, for a probe
 SHOWN = 5  # pictures that were left out, by name
 
 
@@ -102,6 +106,9 @@ def train(
     data_dir: str | None = None,
     device: str | None = None,
     weights: str | None = None,
+    freeze: Sequence[str] = (),
+    unfreeze: float = 0.0,
+    probe: bool = False,
     out: str | Path | None = None,
     max_minutes: float | None = None,
     on_bad_image: str | None = None,
@@ -114,7 +121,9 @@ def train(
     everything that is not given is derived.
 
     weights: to start from: a file, a folder with timm's config.json, a classifier of ours, or hf:owner/name. What such
-    a folder says of network and normalisation is taken where neither `recipe` nor `model` is given.
+    a folder says of network and normalisation is taken where no `recipe` is given, and the recipe is one of
+    fine-tuning. freeze: stages that stay as the weights have them. unfreeze: the part of the training over which the
+    others begin to learn, the last first. probe: none learns; a new last layer is fitted (`opsin.probe`).
     recipe: a `Recipe`, a name of `opsin.recipes.RECIPES`, FILE.toml or FILE.py:FUNCTION. settings: "key=value" for any
     other field of the recipe. out: the run folder; by default runs/MODEL-DATA-TIME. dry_run: derive and check only.
     asked: what the caller will ask of the report; `UsageError`, before training, where these pictures have no such.
@@ -129,6 +138,8 @@ def train(
         "seed": seed,
         "model.name": model,
         "model.weights": _place(weights) if weights else None,
+        "tune.freeze": list(freeze) or None,
+        "tune.probe": probe or None,
         "epochs": epochs,
         "data.batch_size": batch_size,
         "optimizer.lr": lr,
@@ -144,8 +155,14 @@ def train(
 
     words: list[str] = []
     made: Recipe | None = None
-    source = hub.find(weights) if weights and recipe is None and model is None else None
-    start = source.spec() if source is not None and not source.alone else None
+    if not 0 <= unfreeze < 1:
+        raise UsageError(f"unfreeze: expected a part of the training, 0 <= x < 1, received {unfreeze}")
+    if not weights and (freeze or unfreeze or probe):
+        raise UsageError("freeze, unfreeze and probe are for a network that starts from weights; name them: --weights")
+    if unfreeze and recipe is not None:
+        raise UsageError("unfreeze: a recipe has its own groups; give them `since` there")
+    source = hub.find(weights) if weights and recipe is None else None
+    start = source.spec() if source is not None and model is None else None
     if isinstance(recipe, Recipe):
         made = recipe
     elif recipe is not None:
@@ -166,8 +183,14 @@ def train(
         )
     if made is None:
         name, options = (start.name, start.options) if start else (model or derive.DEFAULT, None)
-        made, words = derive.derive(facts(data, splits), name, options)
-        if source is not None and start is not None:
+        of = facts(data, splits)
+        made, words = derive.derive(of, name, options)
+        if source is not None:
+            if probe:
+                made, words = derive.probe(made, of)
+            else:
+                made, tuned = derive.fine_tuned(made, _learning(made), unfreeze)
+                words += tuned
             made, taken = _as_published(made, source)
             words += taken
     made, enlarged = fitting(_changed(made, changes))
@@ -193,12 +216,22 @@ def _as_published(recipe: Recipe, source: hub.Source) -> tuple[Recipe, list[str]
     words = [f"{source.place} has weights of {recipe.model.name}"]
     try:
         theirs = source.preprocess()
-    except BadInput:
+    except (BadInput, UsageError):
         return recipe, [*words, "how their pictures were normalised is not known: by the mean and deviation of these"]
     own = recipe.preprocess
     made = replace(own, channels=theirs.channels, mean=theirs.mean, std=theirs.std)
+    if min(max(own.size), max(theirs.size)) > SMALL:  # photographs both: as large, and cut out, as there
+        made = theirs
     what = {(1, 3): "made colour and ", (3, 1): "made grey and "}.get((own.channels, theirs.channels), "")
     return replace(recipe, preprocess=made), [*words, f"pictures are {what}normalised as for those weights"]
+
+
+def _learning(recipe: Recipe) -> list[str]:
+    """The stages of the network that have parameters which learn, in the order of the flow."""
+    with torch.device("meta"):
+        net, _ = _build(fitting(recipe)[0], 2)
+    assert isinstance(net, ConvNet)
+    return [name for name, stage in net.stages.items() if any(p.requires_grad for p in stage.parameters())]
 
 
 def _place(weights_: str) -> str:
@@ -450,6 +483,13 @@ class _Training:
             for note in notes:
                 reporter.say(note)
             self.words += [note for note in notes if note not in self.words]
+        if recipe.tune.freeze or recipe.tune.probe:
+            assert isinstance(self.model, ConvNet)  # as every network of the table is
+            self.model.freeze(self.model.stage_names if recipe.tune.probe else recipe.tune.freeze)
+        if recipe.tune.probe:
+            probes.last_linear(self.model)  # where there is none, it is said before anything is read
+            if self.many_labels:
+                raise UsageError("a probe gives each picture one label, and here it may have many; leave out --probe")
         self.batches = self._loader()
         self.labels = Labels.of(self.batches.labels.to(self.device), len(self.classes))
         self.total_steps = recipe.epochs * math.ceil(len(self.batches) / recipe.accumulate)
@@ -558,7 +598,10 @@ class _Training:
                 self.reporter.start(self.total_steps, self.recipe.epochs)
                 if self.epoch_open:
                     self._end_epoch()
-                self._train()
+                if self.recipe.tune.probe:
+                    self._fit_last_layer()
+                else:
+                    self._train()
                 result = self._finish()
             except NonFiniteLoss as error:
                 kept = checkpoint.steps(self.folder / "checkpoints")
@@ -643,6 +686,48 @@ class _Training:
                 raise self.signals.interrupted(self.folder)
             if self.recipe.save_every and event.progress.step % self.recipe.save_every == 0:
                 self._save()
+
+    def _fit_last_layer(self) -> None:
+        """In place of training, for a probe. The features are kept in the run's folder: a run that is cut has them."""
+        self.ema = None
+        path, print_ = self.folder / FEATURES, torch.tensor([*bytes.fromhex(self.fingerprint["train"])])
+        labels = torch.from_numpy(self.splits["train"].labels.copy())
+        kept = storage.from_safetensors(path.read_bytes(), path) if path.exists() else {}
+        vectors = kept.get("vectors")
+        if vectors is None or not torch.equal(kept.get("pictures", print_ * 0), print_):
+            show = self.reporter.counter("features of the training pictures")
+
+            def progress(done: int) -> None:
+                if self.signals.received is not None:
+                    raise self.signals.interrupted(self.folder)
+                if show is not None:
+                    show(done, len(labels))
+
+            vectors = probes.embeddings(self.model, self._prepared("train"), progress)
+            storage.write_file(path, storage.to_safetensors({"vectors": vectors, "pictures": print_}))
+        bias = probes.last_linear(self.model)[0].bias is not None
+        fitted = probes.fit(vectors, labels, len(self.classes), self.recipe.seed, intercept=bias)
+        probes.fold(self.model, fitted)
+        said = (
+            f"a layer of {vectors.shape[1]} × {len(self.classes)} was fitted to {len(vectors):,} pictures, "
+            f"C = {fitted.strength:g} by cross-validation"
+        )
+        self.words = [*self.words, said]
+        self.reporter.say(said)
+
+    def _prepared(self, part: str) -> Iterator[Tensor]:
+        """The pictures of a part in order, normalised, float [B, C, H, W] on the network's device."""
+        batches: Iterable[Tensor]
+        if self.memory:
+            batches = self.memory[part][0].split(EVALUATION_BATCH)
+        else:
+            workers = max(1, self.recipe.data.workers)
+            asked = self._classifier(), self.splits[part]
+            batches = (
+                images
+                for _, images in classifiers.prepared_batches(*asked, batch_size=EVALUATION_BATCH, workers=workers)
+            )
+        return (self.recipe.preprocess.normalize(images.to(self.device)) for images in batches)
 
     def _over(self, progress: Progress) -> bool:
         stop = self.recipe.stop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ DEFAULT = "smallnet"
 # Networks without batch normalisation: plain descent at the usual rates diverges or crawls on them.
 WITHOUT_NORM = ("lenet5", "lenet", "alexnet", "alexnet_owt", "alexnet_cifar", "nin_cifar", "nin", "googlenet")
 WITHOUT_NORM += ("vgg11", "vgg13", "vgg16", "vgg19")
+NEAR, FAR = 0.3, 0.1  # rates of the last stage to the head's, and of the first to the last's (LOG, "Ten a class")
 LARGE = 128  # pixels of the longer side for many labels (LOG, "BCCD")
 
 
@@ -111,9 +113,44 @@ def derive(facts: Facts, model: str = DEFAULT, options: dict[str, Any] | None = 
     return recipe, words
 
 
+def fine_tuned(recipe: Recipe, stages: Sequence[str], unfreeze: float = 0.0) -> tuple[Recipe, list[str]]:
+    """The recipe for a network that starts from weights: the nearer a stage is to the picture, the more general is what
+    it knows, and the less it changes. The head is new and learns at the full rate.
+
+    stages: those that have parameters, in the order of the flow. unfreeze: the part of the training over which they
+    begin to learn, the last one first (Howard and Ruder 2018, section 3.3); 0: all from the start.
+    """
+    optimizer = recipe.optimizer
+    settled = [group.match for group in optimizer.groups]
+    groups, last = [], max(1, len(stages) - 1)
+    for k, name in enumerate(stages):
+        match, since = f"stages.{name}.*", unfreeze * (len(stages) - k) / len(stages)
+        if match not in settled:
+            groups.append(Group(match=match, lr_scale=round(NEAR * FAR ** (1 - k / last), 4), since=round(since, 4)))
+    words = [
+        "fine-tuning: the new head learns at the full rate, "
+        + (
+            f"the stages at {groups[0].lr_scale:g} to {groups[-1].lr_scale:g} of it, the first the least"
+            if groups
+            else ""
+        )
+        + (f"; they begin one after the other, the last first, over {unfreeze:.0%} of the training" if unfreeze else "")
+    ]
+    return replace(recipe, optimizer=replace(optimizer, groups=(*optimizer.groups, *groups))), words
+
+
+def probe(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:
+    """The recipe without what a network that does not learn has no use for."""
+    return replace(recipe, augment=Augment(), ema=0.0, epochs=1), _size(facts, recipe.model.name)[1]
+
+
 def headline(recipe: Recipe) -> str:
     """Network, passes, batch and optimiser of a recipe in a few words."""
     named = "the small wide network" if recipe.model.name == DEFAULT else recipe.model.name
+    if recipe.tune.probe:
+        return (
+            f"{named}, frozen as its weights have it; its last layer is fitted to its features by logistic regression"
+        )
     passes = "1 pass" if recipe.epochs == 1 else f"{recipe.epochs} passes"
     return f"{named}, {passes} in batches of {recipe.data.batch_size}, {type(recipe.optimizer).__name__}"
 
