@@ -122,11 +122,11 @@ def fine_tuned(recipe: Recipe, stages: Sequence[str], unfreeze: float = 0.0) -> 
     """
     optimizer = recipe.optimizer
     settled = [group.match for group in optimizer.groups]
-    groups, last = [], max(1, len(stages) - 1)
-    for k, name in enumerate(stages):
-        match, since = f"stages.{name}.*", unfreeze * (len(stages) - k) / len(stages)
-        if match not in settled:
-            groups.append(Group(match=match, lr_scale=round(NEAR * FAR ** (1 - k / last), 4), since=round(since, 4)))
+    matches = [match for name in stages if (match := f"stages.{name}.*") not in settled]
+    groups, last = [], max(1, len(matches) - 1)
+    for k, match in enumerate(matches):
+        scale, since = NEAR * FAR ** (1 - k / last), unfreeze * (len(matches) - k) / len(matches)
+        groups.append(Group(match=match, lr_scale=round(scale, 4), since=round(since, 4)))
     words = [
         "fine-tuning: the new head learns at the full rate, "
         + (
