@@ -3,8 +3,9 @@
 python benchmarks/bench_few.py FOLDER --weights FILE --model NAME [--splits 5] [--first 0]
 
 FOLDER holds class folders. For each split a seed draws `--each` training pictures a class and, of all others, `--test`
-for the test. Every side is `opsin.train` with what it derives, nothing else given; the network from scratch gets the
-same network and the same derived passes as fine-tuning. Results: `results/few.csv`, a row a side and split.
+for the test. Every side is `opsin.train` with what it derives and nothing else given, but for one: the network from
+scratch also has the rate that is derived for fine-tuning. Results: `results/few.csv`, a row a side and split; the table
+at the end is of all splits that are there.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import numpy as np
 import opsin
 from opsin.data import index
 from opsin.data.rng import order
+
+EQUAL = "from scratch, fine-tuning's rate"
 
 
 def split(pictures: index.Index, root: Path, each: int, test: int, seed: int, path: Path) -> None:
@@ -50,6 +53,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="seed of the first split")
     parser.add_argument("--each", type=int, default=10)
     parser.add_argument("--test", type=int, default=1500)
+    parser.add_argument("--sides", nargs="*", help="only these")
     given = parser.parse_args()
 
     weights: dict[str, Any] = {"model": given.model, "weights": given.weights}
@@ -57,39 +61,46 @@ def main() -> None:
         "probe": {**weights, "probe": True},
         "fine-tuned": weights,
         "from scratch": {"model": given.model},
+        EQUAL: {"model": given.model},
         "from scratch, default network": {},
     }
     root = given.folder.resolve()
     pictures = index.scan(root)
-    rows = []
+    lr = None  # of fine-tuning
     for seed in range(given.first, given.first + given.splits):
-        for name, options in sides.items():
+        for name in given.sides or sides:
+            options = sides[name]
             with tempfile.TemporaryDirectory() as folder:
                 listed = Path(folder) / "pictures.csv"
                 split(pictures, root, given.each, given.test, seed, listed)
+                if name == EQUAL:
+                    options = {**options, "lr": lr}
                 start = time.perf_counter()
                 run = opsin.train(str(listed), seed=seed, out=Path(folder) / "run", **options)
                 seconds = time.perf_counter() - start
             assert run.report is not None
-            rows.append(
-                {
-                    "part": root.name,
-                    "side": name,
-                    "model": run.recipe.model.name,
-                    "seed": seed,
-                    "train": given.each * len(pictures.classes),
-                    "epochs": run.recipe.epochs,
-                    "n": run.report.n,
-                    "right": run.report.top1,
-                    "seconds": round(seconds, 1),
-                }
-            )
-            print(f"split {seed}  {name:30}  {run.report.top1:7.2%}  {seconds:6.1f} s", flush=True)
-    common.write("few", rows, part=root.name)
+            recipe = run.recipe
+            if name == "fine-tuned":
+                lr = recipe.optimizer.lr
+            row = {
+                "part": f"{root.name} {seed} {name}",
+                "side": name,
+                "model": recipe.model.name,
+                "train": given.each * len(pictures.classes),
+                "epochs": recipe.epochs,
+                "lr": "" if recipe.tune.probe else recipe.optimizer.lr,
+                "n": run.report.n,
+                "right": run.report.top1,
+                "seconds": round(seconds, 1),
+            }
+            print(f"split {seed}  {name:33}  {run.report.top1:7.2%}  {seconds:6.1f} s", flush=True)
+            common.write("few", [row], part=row["part"])
+    with open(common.RESULTS / "few.csv", newline="", encoding="utf-8") as file:
+        known = [row for row in csv.DictReader(file) if row["part"].startswith(f"{root.name} ")]
     for name in sides:
-        values = [row["right"] for row in rows if row["side"] == name]
+        values = [float(row["right"]) for row in known if row["side"] == name]
         spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")
-        print(f"{name:30}  {np.mean(values):.2%} ± {spread:.2%}  (n = {len(values)} splits)")
+        print(f"{name:33}  {np.mean(values):.2%} ± {spread:.2%}  (n = {len(values)} splits)")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ DEFAULT = "smallnet"
 # Networks without batch normalisation: plain descent at the usual rates diverges or crawls on them.
 WITHOUT_NORM = ("lenet5", "lenet", "alexnet", "alexnet_owt", "alexnet_cifar", "nin_cifar", "nin", "googlenet")
 WITHOUT_NORM += ("vgg11", "vgg13", "vgg16", "vgg19")
-NEAR, FAR = 0.3, 0.1  # rates of the last stage to the head's, and of the first to the last's (LOG, "Ten a class")
+# Of fine-tuning: the rate of plain descent, whatever the batch, and the first stage's part of it (LOG, "Ten a class").
+TUNING, FAR = 0.3, 0.3
 LARGE = 128  # pixels of the longer side for many labels (LOG, "BCCD")
 
 
@@ -114,29 +115,25 @@ def derive(facts: Facts, model: str = DEFAULT, options: dict[str, Any] | None = 
 
 
 def fine_tuned(recipe: Recipe, stages: Sequence[str], unfreeze: float = 0.0) -> tuple[Recipe, list[str]]:
-    """The recipe for a network that starts from weights: the nearer a stage is to the picture, the more general is what
-    it knows, and the less it changes. The head is new and learns at the full rate.
+    """The recipe for a network that starts from weights. The nearer a stage is to the picture, the more general is what
+    it knows, and the less it changes; the head is new and learns at the full rate, as the last stage does.
 
     stages: those that have parameters, in the order of the flow. unfreeze: the part of the training over which they
     begin to learn, the last one first (Howard and Ruder 2018, section 3.3); 0: all from the start.
     """
     optimizer = recipe.optimizer
+    words = f"fine-tuning: the nearer a stage is to the picture, the slower it learns, the first at {FAR:g} of the rate"
+    if isinstance(optimizer, SGD):
+        optimizer = replace(optimizer, lr=TUNING)
     settled = [group.match for group in optimizer.groups]
     matches = [match for name in stages if (match := f"stages.{name}.*") not in settled]
-    groups, last = [], max(1, len(matches) - 1)
+    groups, steps = [], max(1, len(matches) - 1)
     for k, match in enumerate(matches):
-        scale, since = NEAR * FAR ** (1 - k / last), unfreeze * (len(matches) - k) / len(matches)
+        scale, since = FAR ** ((len(matches) - 1 - k) / steps), unfreeze * (len(matches) - k) / len(matches)
         groups.append(Group(match=match, lr_scale=round(scale, 4), since=round(since, 4)))
-    words = [
-        "fine-tuning: the new head learns at the full rate, "
-        + (
-            f"the stages at {groups[0].lr_scale:g} to {groups[-1].lr_scale:g} of it, the first the least"
-            if groups
-            else ""
-        )
-        + (f"; they begin one after the other, the last first, over {unfreeze:.0%} of the training" if unfreeze else "")
-    ]
-    return replace(recipe, optimizer=replace(optimizer, groups=(*optimizer.groups, *groups))), words
+    if unfreeze:
+        words += f"; they begin one after the other, the last first, over {unfreeze:.0%} of the training"
+    return replace(recipe, optimizer=replace(optimizer, groups=(*optimizer.groups, *groups))), [words]
 
 
 def probe(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:
