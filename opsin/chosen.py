@@ -70,6 +70,22 @@ def index(
     return splits[part]
 
 
+def any_pictures(data: str, split: str | None, data_dir: str, reporter: Reporter) -> Index:
+    """All pictures of `data` or of one part of it, with or without classes; what is unreadable is in `skipped`."""
+    from opsin.data import datasets
+
+    options = {"data_dir": data_dir, "on_bad_image": "skip", "progress": reporter.counter(f"reading {data}")}
+    if data in datasets.DATASETS and not datasets.DATASETS[data].layout:
+        parts = datasets.load(data, **options)
+    else:
+        parts = datasets.read_parts(data, labelled=False, **options)
+    if split in (None, "all"):
+        return _join(list(parts.values()))
+    if split not in parts:
+        raise UsageError(f"{data} has no part {split!r}; leave out --split for all of its pictures")
+    return parts[split]
+
+
 def _listed(run: Path, part: str) -> list[str] | None:
     """The names of the pictures of a part, where the run wrote them down (`splits.json`)."""
     from opsin.data.index import read
@@ -97,6 +113,9 @@ def _join(parts: Sequence[Index]) -> Index:
     import numpy as np
 
     from opsin.data.index import Index
+
+    if len(parts) == 1:
+        return parts[0]
 
     class Joined:
         def __init__(self, places: Sequence[tuple[Index, int]]) -> None:

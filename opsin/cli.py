@@ -378,9 +378,15 @@ def predict(
     if sheet is not None:
         reports.write_sheet(
             sheet,
-            [keys[place] for place, _ in answers],
-            [named for _, named in answers],
-            lambda i: classifiers.read_picture(images[answers[i][0]], keys[answers[i][0]]),
+            [
+                reports.predictions(
+                    [keys[place] for place, _ in answers],
+                    [named for _, named in answers],
+                    lambda i: classifiers.read_picture(images[answers[i][0]], keys[answers[i][0]]),
+                )
+            ],
+            title="Predictions",
+            lead=f"{reports.in_number(len(answers))}, with the most probable classes.",
             unreadable=[f"{item['key']}: {item['reason']}" for item in bad],
         )
         reporter.say(f"sheet: {sheet}")
@@ -394,7 +400,9 @@ def features(
     /,
     *,
     at: Annotated[str, Parameter(help="Stage of the network (opsin models NAME lists them).")],
-    out: Annotated[Path, Parameter(name=["--out", "-o"], help="File .npz to write: vectors, labels, keys, classes.")],
+    out: Annotated[
+        Path, Parameter(name=["--out", "-o"], help="File .npz to write: vectors, labels, keys, classes, at.")
+    ],
     maps: Annotated[bool, Parameter(show_default=False, help="Keep the maps; by default they are averaged.")] = False,
     split: Split = None,
     data_dir: DataDir = "",
@@ -423,6 +431,7 @@ def features(
         vectors=vectors,
         labels=np.asarray(index.labels),
         keys=np.array(list(index.keys), dtype=np.str_),
+        at=np.array(at),
         classes=np.array(list(index.classes), dtype=np.str_),
     )
     storage.write_file(out, buffer.getvalue())

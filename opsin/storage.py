@@ -184,7 +184,7 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
     is too large to be in memory. It has no manifest. `StorageError` when its name is taken, except by an empty folder.
     """
     folder = Path(os.path.abspath(folder))
-    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
         raise StorageError(f"{folder} is there already; it is not replaced: choose another name, or remove it")
     temporary = _temporary(folder)
     try:
@@ -192,13 +192,15 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         os.mkdir(temporary)
         yield temporary
-        for path in temporary.iterdir():
-            descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
-            try:
-                _sync(descriptor)
-            finally:
-                os.close(descriptor)
-        _sync_folder(temporary)
+        for place, _, names in os.walk(temporary, topdown=False):
+            for path in (Path(place, name) for name in names):
+                if not path.is_symlink():  # what it points to is not ours
+                    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+                    try:
+                        _sync(descriptor)
+                    finally:
+                        os.close(descriptor)
+            _sync_folder(Path(place))
         os.rename(temporary, folder)  # over an empty folder too; a full one makes it fail
         _sync_folder(folder.parent)
     except BaseException as error:
