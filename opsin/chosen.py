@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,6 +129,10 @@ def _join(parts: Sequence[Index]) -> Index:
             part, place = self.places[i]
             return part.source.data(place)
 
+        def file(self, i: int) -> tuple[str, str]:
+            part, place = self.places[i]
+            return part.file(place), ""
+
         def name(self, i: int) -> str:
             part, place = self.places[i]
             return part.source.name(place)
@@ -161,6 +165,20 @@ def _recipe_of(run: Path) -> Recipe | None:
         if path.is_file():
             return from_toml(path.read_text(encoding="utf-8"), str(path))
     return None
+
+
+def all_pictures(arguments: Sequence[str], skip: Callable[[str, str], None]) -> tuple[list[str], list[Path | bytes]]:
+    """The keys and pictures of the arguments of a command; `skip` is told (name, reason) of those that name nothing."""
+    keys: list[str] = []
+    images: list[Path | bytes] = []
+    for argument in arguments:
+        try:
+            for key, image in pictures(argument):
+                keys.append(key)
+                images.append(image)
+        except BadInput as error:
+            skip(error.path, error.reason)
+    return keys, images
 
 
 def pictures(argument: str) -> Iterator[tuple[str, Path | bytes]]:

@@ -17,16 +17,18 @@ from cyclopts import App, CycloptsError, Parameter
 
 from opsin import __version__, chosen
 from opsin.console import Console, percent, printable
-from opsin.errors import BadInput, DataError, GateNotMet, OpsinError, UsageError, near
+from opsin.errors import DataError, GateNotMet, OpsinError, UsageError, near
 from opsin.show import (
     PredictionWriter,
     in_words,
     one_line,
     plain,
+    print_album,
     print_figure,
     print_json,
     print_model,
     print_models,
+    print_neighbours,
     print_report,
     print_table,
 )
@@ -64,7 +66,7 @@ app = App(
     default_parameter=Parameter(negative=()),
     suppress_keyboard_interrupt=False,
 )
-data_app = App(name="data", help="List the named data sets, or show one.", help_epilogue="", sort_key=8)
+data_app = App(name="data", help="List the named data sets, or show one.", help_epilogue="", sort_key=9)
 app.command(data_app)
 
 
@@ -93,6 +95,14 @@ Split = Annotated[
     Parameter(help="Part of the data. Default: test; all for what has no parts and was not trained on."),
 ]
 Json = Annotated[bool, Parameter(name="--json", show_default=False, help="One JSON object on stdout.")]
+Csv = Annotated[bool, Parameter(name="--csv", show_default=False, help="Comma-separated lines on stdout.")]
+AnyPictures = Annotated[
+    str,
+    Parameter(help="Data set, folder of class folders or of any pictures, CSV/TSV/list, tar, or a set as published."),
+]
+AnySplit = Annotated[
+    Literal["train", "val", "test", "all"] | None, Parameter(help="Part of the data that has parts. Default: all.")
+]
 Quiet = Annotated[bool, Parameter(show_default=False, help="Nothing on stderr but warnings and errors.")]
 
 
@@ -312,7 +322,7 @@ def predict(
     ] = None,
     top: Annotated[int, Parameter(help="Classes to name for each picture, best first.")] = 5,
     json_: Json = False,
-    csv_: Annotated[bool, Parameter(name="--csv", show_default=False, help="Comma-separated lines on stdout.")] = False,
+    csv_: Csv = False,
     sheet: Annotated[Path | None, Parameter(help="HTML page to write: the pictures with their names.")] = None,
     on_bad_image: OnBadImage = "error",
     device: Device = "auto",
@@ -327,8 +337,7 @@ def predict(
     from opsin import report as reports
     from opsin.data.sandbox import Decoders
 
-    if json_ and csv_:
-        raise UsageError("--json and --csv: choose one")
+    form = _form(json_, csv_)
     if top < 1:
         raise UsageError(f"--top: expected at least 1, received {top}")
     if model is not None:
@@ -343,19 +352,10 @@ def predict(
         bad.append({"key": key, "reason": reason})
         reporter.warn(f"{key}: {reason}")
 
-    keys: list[str] = []
-    images: list[Path | bytes] = []
-    for argument in pictures:
-        try:
-            for key, image in chosen.pictures(argument):
-                keys.append(key)
-                images.append(image)
-        except BadInput as error:
-            skip(error.path, error.reason)
-
+    keys, images = chosen.all_pictures(pictures, skip)
     answers: list[tuple[int, list[Prediction]]] = []  # place in `images`, what is in it; kept only where needed
     read = 0
-    write = PredictionWriter("csv" if csv_ else "text")
+    write = PredictionWriter(form)
     with Decoders(min(2, len(images))) as decoders:
         batches = classifiers.prepared_batches(
             classifier,
@@ -390,6 +390,17 @@ def predict(
             unreadable=[f"{item['key']}: {item['reason']}" for item in bad],
         )
         reporter.say(f"sheet: {sheet}")
+    return _code(bad, on_bad_image, read)
+
+
+def _form(as_json: bool, as_csv: bool) -> Literal["json", "csv", "text"]:
+    if as_json and as_csv:
+        raise UsageError("--json and --csv: choose one")
+    return "json" if as_json else "csv" if as_csv else "text"
+
+
+def _code(bad: Sequence[Any], on_bad_image: str, read: int) -> int:
+    """The exit code where bad pictures were named and the others used."""
     return DataError.exit_code if bad and (on_bad_image == "error" or not read) else 0
 
 
@@ -400,9 +411,7 @@ def features(
     /,
     *,
     at: Annotated[str, Parameter(help="Stage of the network (opsin models NAME lists them).")],
-    out: Annotated[
-        Path, Parameter(name=["--out", "-o"], help="File .npz to write: vectors, labels, keys, classes, at.")
-    ],
+    out: Annotated[Path, Parameter(name=["--out", "-o"], help="File .npz: vectors, labels, keys, classes, at.")],
     maps: Annotated[bool, Parameter(show_default=False, help="Keep the maps; by default they are averaged.")] = False,
     split: Split = None,
     data_dir: DataDir = "",
@@ -443,7 +452,155 @@ def features(
         print(f"{out}  vectors {' × '.join(map(str, vectors.shape))}")
 
 
-@_command(6, "import WEIGHTS -o FOLDER", "import")
+@_command(6, "search RUN DATA PICTURES...")
+def search(
+    run: RunFolder,
+    data: AnyPictures,
+    /,
+    *pictures: Annotated[
+        str,
+        Parameter(help="To look for: files, folders, quoted patterns, or - for one picture's bytes on stdin."),
+    ],
+    top: Annotated[int, Parameter(help="Pictures to find for each, nearest first.")] = 10,
+    at: Annotated[
+        str, Parameter(help="Stage whose features are compared (opsin models NAME). Default: the last.")
+    ] = "",
+    split: AnySplit = None,
+    data_dir: DataDir = "",
+    json_: Json = False,
+    csv_: Csv = False,
+    sheet: Annotated[Path | None, Parameter(help="HTML page to write: each picture with those found.")] = None,
+    on_bad_image: OnBadImage = "error",
+    device: Device = "auto",
+    batch_size: Annotated[int, Parameter(help="Pictures at once.")] = 64,
+    quiet: Quiet = False,
+) -> int:
+    """Find the pictures of DATA that are most like others, by the cosine of their features.
+
+    Every picture is compared. What cannot be read is said on stderr, and the others are still used. Put -- before a
+    file whose name begins with a dash.
+    """
+    from opsin import album
+    from opsin import classifier as classifiers
+    from opsin import report as reports
+    from opsin.data.sandbox import Decoders
+
+    form = _form(json_, csv_)
+    if not pictures:
+        raise UsageError("search: no pictures given; name files, folders, quoted patterns, or - for stdin")
+    reporter = Console(quiet=quiet)
+    bad: list[dict[str, str]] = []
+
+    def skip(key: str, reason: str) -> None:
+        bad.append({"key": key, "reason": reason})
+        reporter.warn(f"{key}: {reason}")
+
+    found, keys, images = {}, [], []
+    try:
+        classifier = classifiers.load(run, _device(device))
+        keys, images = chosen.all_pictures(pictures, skip)
+        index = chosen.any_pictures(data, split, data_dir, reporter)
+        for error in index.skipped:
+            skip(error.path, error.reason)
+        with Decoders(min(2, len(images))) as decoders:
+            found = album.search(
+                classifier,
+                index,
+                images,
+                at=at,
+                top=top,
+                batch_size=batch_size,
+                decoders=decoders,
+                bad_query=lambda place, error: skip(keys[place], error.reason),
+                bad_picture=lambda _, error: skip(error.path, error.reason),
+                progress=reporter.counter(f"searching {data}"),
+            )
+            if sheet is not None:
+                asked = ((keys[i], classifiers.read_picture(images[i], keys[i], (112, 112), decoders)) for i in found)
+                groups = album.neighbours_page(index, zip(asked, found.values(), strict=True))
+                lead = f"The nearest of {reports.in_number(len(index))}, with the cosine of their features."
+                lines = [f"{item['key']}: {item['reason']}" for item in bad]
+                reports.write_sheet(sheet, groups, title=f"Like these in {data}", lead=lead, unreadable=lines)
+    finally:
+        reporter.finish()
+    print_neighbours({keys[i]: neighbours for i, neighbours in found.items()}, bad, form)
+    if sheet is not None:
+        reporter.say(f"sheet: {sheet}")
+    return _code(bad, on_bad_image, len(found))
+
+
+@_command(6, "group RUN DATA")
+def group(
+    run: RunFolder,
+    data: AnyPictures,
+    /,
+    *,
+    out: Annotated[
+        Path | None,
+        Parameter(name=["--out", "-o"], help="New folder: one for each class, unsure/ for the rest, and album.json."),
+    ] = None,
+    copy: Annotated[bool, Parameter(show_default=False, help="Fill it with copies.")] = False,
+    link: Annotated[
+        bool,
+        Parameter(show_default=False, help="Fill it with symbolic links, to where the pictures now are (absolute)."),
+    ] = False,
+    sure: Annotated[
+        float | None,
+        Parameter(
+            help="Probability below which a picture is set apart as unsure. Default: 0.6, which leaves 0.4 to the next "
+            "class at most. A classifier for many labels has thresholds, and a picture is in each class that it has.",
+        ),
+    ] = None,
+    split: AnySplit = None,
+    data_dir: DataDir = "",
+    json_: Json = False,
+    csv_: Csv = False,
+    sheet: Annotated[Path | None, Parameter(help="HTML page to write: some pictures of each class.")] = None,
+    on_bad_image: OnBadImage = "error",
+    device: Device = "auto",
+    batch_size: Annotated[int, Parameter(help="Pictures at once.")] = 64,
+    quiet: Quiet = False,
+) -> int:
+    """Sort pictures into an album by predicted class, the unsure ones apart. Without -o, only say how.
+
+    The pictures are only read, and nothing is replaced. What cannot be read is said on stderr, and listed.
+    """
+    from opsin import album as albums
+    from opsin import classifier as classifiers
+    from opsin import report as reports
+    from opsin import storage
+
+    form = _form(json_, csv_)
+    if copy and link:
+        raise UsageError("--copy and --link: choose one")
+    if (out is not None) != (copy or link):
+        raise UsageError("an album needs a folder and what to fill it with: -o DIR --copy, or -o DIR --link")
+    if out is not None:
+        storage.check_new(out)
+    reporter = Console(quiet=quiet)
+    folders: dict[str, str] = {}
+    try:
+        classifier = classifiers.load(run, _device(device))
+        index = chosen.any_pictures(data, split, data_dir, reporter)
+        counter = reporter.counter(f"sorting {data}")
+        album = albums.group(classifier, index, sure=sure, batch_size=batch_size, progress=counter)
+        if out is not None:
+            folders = albums.write(album, out, link=link, progress=reporter.counter(f"writing {out}"))
+        for error in album.bad:
+            reporter.warn(str(error))
+        if sheet is not None:
+            groups, hidden = albums.album_page(album)
+            lead = f"{reports.in_number(len(index))} of {data} by predicted class. {hidden}"
+            reports.write_sheet(sheet, groups, title="Album", lead=lead, unreadable=list(map(str, album.bad)))
+    finally:
+        reporter.finish()
+    print_album(album, folders, out, form)
+    if sheet is not None:
+        reporter.say(f"sheet: {sheet}")
+    return _code(album.bad, on_bad_image, len(album.placed))
+
+
+@_command(7, "import WEIGHTS -o FOLDER", "import")
 def import_weights(
     weights: Annotated[
         str,
@@ -523,7 +680,7 @@ def _class_names(given: str) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@_command(7, "models [NAME]")
+@_command(8, "models [NAME]")
 def models(
     name: Annotated[
         str | None,
@@ -762,7 +919,7 @@ def _others(files: Sequence[str], what: str = "other file") -> str:
     return f"{count}: {one_line(files[0])}"
 
 
-@_command(9, "doctor")
+@_command(10, "doctor")
 def doctor(*, json_: Json = False) -> int:
     """Say what this machine has, and what is broken and how to mend it. Exit code 1 when something is broken."""
     from opsin import doctor as examination

@@ -178,14 +178,20 @@ def write_folder(folder: Path | str, files: Mapping[str, bytes]) -> None:
         raise
 
 
+def check_new(folder: Path | str) -> None:
+    """`StorageError` when there is something at `folder` already, a link included; an empty folder is nothing."""
+    place = Path(os.path.abspath(folder))
+    if os.path.lexists(place) and (place.is_symlink() or not place.is_dir() or any(place.iterdir())):
+        raise StorageError(f"{place} is there already; it is not replaced: choose another name, or remove it")
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path | str) -> Iterator[Path]:
     """A folder to be filled, which takes its name once all of it is on disk, and is removed when that fails: for what
     is too large to be in memory. It has no manifest. `StorageError` when its name is taken, except by an empty folder.
     """
+    check_new(folder)
     folder = Path(os.path.abspath(folder))
-    if os.path.lexists(folder) and (folder.is_symlink() or not folder.is_dir() or any(folder.iterdir())):
-        raise StorageError(f"{folder} is there already; it is not replaced: choose another name, or remove it")
     temporary = _temporary(folder)
     try:
         _make_folder(folder.parent)

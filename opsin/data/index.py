@@ -187,6 +187,12 @@ class Index:
         """Picture number i, uint8 [c, h, w], c 1 or 3. min_size: see `opsin.data.decode.decode`."""
         return self.source.image(i, min_size)
 
+    def file(self, i: int) -> str:
+        """The path of picture number i where it is a file of its own, else ""."""
+        source = self.source.source if isinstance(self.source, BoxSource) else self.source
+        path, part = source.file(i) if isinstance(source, InFiles) else ("", "")
+        return "" if part else path
+
     def subset(self, indices: Iterable[int] | np.ndarray) -> Index:
         """These pictures, in this order; classes stay the same."""
         chosen = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices), dtype=np.int64)
