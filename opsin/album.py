@@ -12,7 +12,7 @@ import json
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ SURE = 0.6  # then no other class can have more than 0.4
 UNSURE, LISTING = "unsure", "album.json"
 MAX_GROUPS, MAX_SHOWN, PER_GROUP = 200, 1200, 24  # of a sheet: groups, pictures, pictures of one group
 MAX_NAME = 120  # bytes of a safe name
-RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$", *(f"{p}{i}" for p in ("com", "lpt") for i in "123456789¹²³")}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -102,9 +102,9 @@ def search(
         for negative, key, i in found:
             same = False
             if -negative > 1 - 1e-4:
-                if pixels is None:
-                    pixels = classifier.read_picture(queries[place], f"picture {place}", decoders=decoders)
-                with contextlib.suppress(BadInput):
+                with contextlib.suppress(BadInput):  # it was readable a moment ago
+                    if pixels is None:
+                        pixels = classifier.read_picture(queries[place], f"picture {place}", decoders=decoders)
                     same = torch.equal(pixels, data.image(i))
             neighbours.append(Neighbour(key, i, -negative + 0.0, classes_of(data, i), same))
         return neighbours
@@ -134,22 +134,37 @@ def classes_of(data: Index, i: int) -> tuple[str, ...]:
     return (data.classes[int(data.labels[i])],)
 
 
-def neighbours_page(data: Index, found: Iterable[tuple[tuple[str, Tensor], Sequence[Neighbour]]]) -> list[report.Group]:
-    """Groups of a sheet: each query (name, picture uint8 [c, h, w]) with what was found."""
-    groups = []
-    for (name, picture), neighbours in found:
-        shown = [report.Shown(name, report.thumbnail(picture), mark="asked")]
-        for one in neighbours:
+def neighbours_page(
+    data: Index, keys: Sequence[str], picture: Callable[[int], Tensor], found: Mapping[int, Sequence[Neighbour]]
+) -> tuple[list[report.Group], str]:
+    """Groups of a sheet, each query with what was found, and what is not shown, in words.
+
+    keys: of the queries. picture: the place of a query → uint8 [c, h, w].
+    """
+    groups, room = list[report.Group](), MAX_SHOWN
+    for place, neighbours in found.items():
+        if room < 2:
+            break
+        some = neighbours[: room - 1]
+        shown = _shown(keys[place], lambda place=place: picture(place), mark="asked")
+        for one in some:
             text = f"{one.similarity:.3f} {', '.join(one.classes)}"
-            shown += _shown(data, one.place, text, "the same picture" if one.same else "")
-        groups.append(report.Group(name, shown))
-    return groups
+            shown += _shown_of(data, one.place, text, "the same picture" if one.same else "")
+        note = "" if len(some) == len(neighbours) else f"{len(some):,} of {len(neighbours):,} are shown"
+        groups.append(report.Group(keys[place], shown, note))
+        room -= 1 + len(some)
+    hidden = len(found) - len(groups)
+    return groups, f" Not shown: {report.in_number(hidden, 'more picture')} that were asked about." if hidden else ""
 
 
-def _shown(data: Index, i: int, text: str, mark: str = "") -> list[report.Shown]:
-    """Picture `i` for a sheet; none where it cannot be read any more."""
+def _shown_of(data: Index, i: int, text: str, mark: str = "") -> list[report.Shown]:
+    return _shown(data.keys[i], lambda: data.image(i, (112, 112)), text, mark)
+
+
+def _shown(name: str, read: Callable[[], Tensor], text: str = "", mark: str = "") -> list[report.Shown]:
+    """A picture for a sheet; none where it cannot be read any more."""
     try:
-        return [report.Shown(data.keys[i], report.thumbnail(data.image(i, (112, 112))), text, mark)]
+        return [report.Shown(name, report.thumbnail(read()), text, mark)]
     except BadInput:
         return []
 
@@ -233,8 +248,8 @@ def write(
     absolute paths, so that the album may be moved; the pictures may not. `StorageError` when there is something at
     `out`; nothing is left behind when it fails.
     """
-    if link and not all(map(album.data.file, range(len(album.data)))):
-        raise UsageError("some of these pictures are not files of their own, so there is nothing to link to; copy them")
+    if link:
+        check_linkable(album.data)
     folders, done, listed = dict[str, str](), 0, []
     names = _Names((UNSURE, LISTING))
     with storage.new_folder(out) as root:
@@ -267,6 +282,13 @@ def write(
     return folders
 
 
+def check_linkable(data: Index) -> None:
+    """`UsageError` where some pictures are not files of their own: parts of an archive, or of an array."""
+    for i in range(len(data)):
+        if not data.file(i):
+            raise UsageError(f"--link: {data.keys[i]} is not a file of its own, so there is nothing to link to; --copy it")
+
+
 def _named(album: Album, one: Placed) -> dict[str, Any]:
     return {"class": album.classes[one.label], "probability": round(one.probability, 6), "sure": one.sure}
 
@@ -293,11 +315,11 @@ def album_page(album: Album) -> tuple[list[report.Group], str]:
         pictures = []
         for one in first:
             text = f"{report.percent(one.probability, 1)}{f' {album.classes[one.label]}' if unsure else ''}"
-            pictures += _shown(album.data, one.place, text)
+            pictures += _shown_of(album.data, one.place, text)
         some = "" if len(first) == len(members) else f"; {len(first)} are shown"
         title = f"{UNSURE}, and what they are most like" if unsure else name
         made.append(report.Group(title, pictures, f"{report.in_number(len(members))}{some}"))
-    return made, "" if len(shown) == len(groups) else f"{len(groups) - len(shown)} more classes are not shown. "
+    return made, "" if len(shown) == len(groups) else f" Not shown: {len(groups) - len(shown):,} more classes."
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -486,6 +486,8 @@ def search(
     from opsin.data.sandbox import Decoders
 
     form = _form(json_, csv_)
+    if top < 1:
+        raise UsageError(f"--top: expected at least 1, received {top}")
     if not pictures:
         raise UsageError("search: no pictures given; name files, folders, quoted patterns, or - for stdin")
     reporter = Console(quiet=quiet)
@@ -516,14 +518,18 @@ def search(
                 progress=reporter.counter(f"searching {data}"),
             )
             if sheet is not None:
-                asked = ((keys[i], classifiers.read_picture(images[i], keys[i], (112, 112), decoders)) for i in found)
-                groups = album.neighbours_page(index, zip(asked, found.values(), strict=True))
-                lead = f"The nearest of {reports.in_number(len(index))}, with the cosine of their features."
+                groups, hidden = album.neighbours_page(
+                    index,
+                    keys,
+                    lambda i: classifiers.read_picture(images[i], keys[i], (112, 112), decoders),
+                    found,
+                )
+                lead = f"The nearest of {reports.in_number(len(index))}, with the cosine of their features.{hidden}"
                 lines = [f"{item['key']}: {item['reason']}" for item in bad]
                 reports.write_sheet(sheet, groups, title=f"Like these in {data}", lead=lead, unreadable=lines)
     finally:
         reporter.finish()
-    print_neighbours({keys[i]: neighbours for i, neighbours in found.items()}, bad, form)
+    print_neighbours([(keys[i], neighbours) for i, neighbours in found.items()], bad, form)
     if sheet is not None:
         reporter.say(f"sheet: {sheet}")
     return _code(bad, on_bad_image, len(found))
@@ -571,6 +577,8 @@ def group(
     from opsin import storage
 
     form = _form(json_, csv_)
+    if sure is not None and not 0 <= sure <= 1:
+        raise UsageError(f"--sure: expected a probability between 0 and 1, such as 0.6, received {sure}")
     if copy and link:
         raise UsageError("--copy and --link: choose one")
     if (out is not None) != (copy or link):
@@ -582,6 +590,8 @@ def group(
     try:
         classifier = classifiers.load(run, _device(device))
         index = chosen.any_pictures(data, split, data_dir, reporter)
+        if link:
+            albums.check_linkable(index)
         counter = reporter.counter(f"sorting {data}")
         album = albums.group(classifier, index, sure=sure, batch_size=batch_size, progress=counter)
         if out is not None:
@@ -590,7 +600,7 @@ def group(
             reporter.warn(str(error))
         if sheet is not None:
             groups, hidden = albums.album_page(album)
-            lead = f"{reports.in_number(len(index))} of {data} by predicted class. {hidden}"
+            lead = f"{reports.in_number(len(index))} of {data} by predicted class.{hidden}"
             reports.write_sheet(sheet, groups, title="Album", lead=lead, unreadable=list(map(str, album.bad)))
     finally:
         reporter.finish()

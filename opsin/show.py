@@ -231,27 +231,28 @@ class PredictionWriter:
         print(f"{printable(key)}\n  " + "\n  ".join(answers))
 
 
-def print_neighbours(found: Mapping[str, Sequence[Neighbour]], bad: Sequence[Mapping[str, str]], form: str) -> None:
+def print_neighbours(
+    found: Sequence[tuple[str, Sequence[Neighbour]]], bad: Sequence[Mapping[str, str]], form: str
+) -> None:
     """What was found for each picture: as text, CSV, or JSON with what could not be read."""
     if form == "json":
-        rows = [{"key": key, "neighbours": [one._asdict() for one in neighbours]} for key, neighbours in found.items()]
+        rows = [{"key": key, "neighbours": [one._asdict() for one in neighbours]} for key, neighbours in found]
         print_json({"queries": rows, "unreadable": list(bad)})
     elif form == "csv":
         names = ("query", "rank", "picture", "similarity", "classes", "same")
         rows = (
             (key, rank, one.key, f"{one.similarity:.5f}", "; ".join(one.classes), int(one.same))
-            for key, neighbours in found.items()
+            for key, neighbours in found
             for rank, one in enumerate(neighbours, 1)
         )
         _print_csv(names, rows)
     else:
-        for key, neighbours in found.items():
+        for key, neighbours in found:
             print(one_line(key))
             for one in neighbours:
                 classes = f"  {one_line(', '.join(one.classes))}" if one.classes else ""
-                print(
-                    f"  {one.similarity:.3f}  {one_line(one.key)}{classes}{'  (the same picture)' if one.same else ''}"
-                )
+                same = "  (the same picture)" if one.same else ""
+                print(f"  {one.similarity:.3f}  {one_line(one.key)}{classes}{same}")
 
 
 def print_album(album: Album, folders: Mapping[str, str], out: Path | None, form: str) -> None:
