@@ -34,7 +34,15 @@ SURE = 0.6  # then no other class can have more than 0.4
 UNSURE, LISTING = "unsure", "album.json"
 MAX_GROUPS, MAX_SHOWN, PER_GROUP = 200, 1200, 24  # of a sheet: groups, pictures, pictures of one group
 MAX_NAME = 120  # bytes of a safe name
-RESERVED = {"con", "prn", "aux", "nul", "conin$", "conout$", *(f"{p}{i}" for p in ("com", "lpt") for i in "123456789¹²³")}
+RESERVED = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    "conin$",
+    "conout$",
+    *(f"{p}{i}" for p in ("com", "lpt") for i in "123456789¹²³"),
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,7 +114,7 @@ def search(
                     if pixels is None:
                         pixels = classifier.read_picture(queries[place], f"picture {place}", decoders=decoders)
                     same = torch.equal(pixels, data.image(i))
-            neighbours.append(Neighbour(key, i, -negative + 0.0, classes_of(data, i), same))
+            neighbours.append(Neighbour(key, i, -negative + 0.0, data.named(i), same))
         return neighbours
 
     return {place: answer(place, found) for place, found in zip(places, best, strict=True)}
@@ -125,13 +133,6 @@ def _directions(features: Tensor, where: str) -> Tensor:
     if not bool(torch.isfinite(vectors).all()):
         raise OpsinError(f"{where}: the features are NaN or infinite; the classifier's weights have diverged")
     return vectors / vectors.norm(dim=1, keepdim=True).clamp_min(1e-12)
-
-
-def classes_of(data: Index, i: int) -> tuple[str, ...]:
-    """The names of the classes that picture `i` is known to have."""
-    if data.many_labels:
-        return tuple(data.classes[k] for k in np.flatnonzero(data.labels[i] == 1))
-    return (data.classes[int(data.labels[i])],)
 
 
 def neighbours_page(
@@ -286,7 +287,9 @@ def check_linkable(data: Index) -> None:
     """`UsageError` where some pictures are not files of their own: parts of an archive, or of an array."""
     for i in range(len(data)):
         if not data.file(i):
-            raise UsageError(f"--link: {data.keys[i]} is not a file of its own, so there is nothing to link to; --copy it")
+            raise UsageError(
+                f"--link: {data.keys[i]} is not a file of its own, so there is nothing to link to; --copy it"
+            )
 
 
 def _named(album: Album, one: Placed) -> dict[str, Any]:

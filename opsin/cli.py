@@ -774,9 +774,25 @@ def data_show(
     ],
     /,
     *,
+    sheet: Annotated[
+        Path | None,
+        Parameter(help="HTML page to write: training pictures of each class, before and after augmentation."),
+    ] = None,
+    seed: Annotated[int, Parameter(help="Of the sheet: which pictures, and how they are augmented.")] = 0,
+    data_dir: DataDir = "",
+    quiet: Quiet = False,
     json_: Json = False,
 ) -> None:
-    """Show one data set: its pictures and classes; of a named one, where it comes from and is looked for."""
+    """Show one data set: its pictures and classes; of a named one, where it comes from and is looked for.
+
+    With --sheet also some of its pictures, as a training with the derived recipe would see them; nothing is trained.
+    """
+    _show_data(name, json_)
+    if sheet is not None:
+        _write_samples(name, sheet, seed, data_dir, Console(quiet=quiet))
+
+
+def _show_data(name: str, json_: bool) -> None:
     from opsin.data.datasets import DATASETS, cache_folder
 
     if name not in DATASETS and os.path.exists(name):
@@ -888,6 +904,21 @@ def data_pack(
         print_json({**packed._asdict(), "folder": str(packed.folder)})
     else:
         print(f"packed      {in_words(packed.pictures)}; {packed.nbytes:,} bytes\nfolder      {packed.folder}")
+
+
+def _write_samples(name: str, sheet: Path, seed: int, data_dir: str, reporter: Console) -> None:
+    from opsin import report, samples
+    from opsin.data import datasets
+
+    try:
+        counter = reporter.counter(f"reading {name}")
+        splits = datasets.load(name, data_dir=data_dir, seed=seed, on_bad_image="skip", progress=counter)
+        groups, lead = samples.page(name, splits, seed)
+    finally:
+        reporter.finish()
+    bad = [str(error) for index in splits.values() for error in index.skipped]
+    report.write_sheet(sheet, groups, title=f"Samples of {name}", lead=lead, unreadable=bad)
+    reporter.say(f"sheet: {sheet}")
 
 
 def _show_own_data(name: str, as_json: bool) -> None:

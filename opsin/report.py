@@ -272,12 +272,12 @@ def predictions(
     )
 
 
-def in_number(n: int, what: str = "picture") -> str:
+def in_number(n: int, one: str = "picture", more: str = "") -> str:
     """
-    >>> in_number(1), in_number(2000)
-    ('1 picture', '2,000 pictures')
+    >>> in_number(1), in_number(2000), in_number(2, "class", "classes")
+    ('1 picture', '2,000 pictures', '2 classes')
     """
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+    return f"{n:,} {one if n == 1 else more or f'{one}s'}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

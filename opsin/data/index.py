@@ -187,6 +187,12 @@ class Index:
         """Picture number i, uint8 [c, h, w], c 1 or 3. min_size: see `opsin.data.decode.decode`."""
         return self.source.image(i, min_size)
 
+    def named(self, i: int) -> tuple[str, ...]:
+        """The names of the classes that picture number i is known to have."""
+        if self.many_labels:
+            return tuple(self.classes[k] for k in np.flatnonzero(self.labels[i] == 1))
+        return (self.classes[int(self.labels[i])],)
+
     def file(self, i: int) -> str:
         """The path of picture number i where it is a file of its own, else ""."""
         source = self.source.source if isinstance(self.source, BoxSource) else self.source
