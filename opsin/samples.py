@@ -1,4 +1,4 @@
-"""What a training will see of a data set: samples of each class, as they are and as the derived recipe augments them."""
+"""What a training will see of a data set: samples of each class, as they are and augmented by the derived recipe."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def page(name: str, splits: Splits, seed: int = 0) -> tuple[list[report.Group], 
     classes = f"{report.in_number(len(shown), 'class', 'classes')}{_of_more(len(shown), len(train.classes))}"
     lead = (
         f"{classes}, up to {PER_CLASS} training pictures of each, drawn by seed {seed}. First as they are; below, as "
-        f"{recipe.model.name} sees them in its first {PASSES} passes, at {height}×{width}, by the recipe that is derived "
-        f"for this data: {'; '.join(words)}."
+        f"{recipe.model.name} sees them in its first {PASSES} passes, at {height}×{width}, by the recipe that is "
+        f"derived for this data: {'; '.join(words)}."
     )
     return groups, lead
 
