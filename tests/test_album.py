@@ -7,8 +7,7 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +29,6 @@ from opsin.recipe import ModelSpec
 from tests import make
 from tests.unit.test_report import HOSTILE, check_self_contained
 
-ROOT = Path(__file__).parents[1]
 CLASSES = ("dark", "light", "middle")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -539,27 +537,22 @@ def test_group_of_pictures_in_an_array(shared: Path, tmp_path: Path, opsin_: Cal
             assert np.array_equal(np.asarray(picture), digits.image(i)[0].numpy())
 
 
-def test_cut_by_a_signal(tmp_path: Path, shared: Path) -> None:
-    """The real command, interrupted while it writes."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    data = make.encode(make.gradient())
-    for i in range(8):
-        (pictures / f"{i}.png").write_bytes(data)
-    code = (
-        "import os, signal, sys\nfrom opsin import album, cli\nwrite = album.write\n"
-        "def cut(*a, progress=None, **k):\n"
-        "    def then(done, total):\n        if done == 3: os.kill(os.getpid(), signal.SIGINT)\n"
-        "    return write(*a, progress=then, **k)\n"
-        "album.write = cut\nsys.exit(cli.call(sys.argv[1:]))"
-    )
-    arguments = ["group", shared / "classifier", pictures, "-o", tmp_path / "album", "--copy", "--sure", "0"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=120
-    )
-    assert (done.returncode, done.stdout) == (130, "") and "interrupted" in done.stderr
-    assert sorted(os.listdir(tmp_path)) == ["pictures"]
+def test_cut_by_a_signal(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opsin_: Callable[..., Said]
+) -> None:
+    write = album.write
+
+    def interrupted(*arguments: Any, **options: Any) -> dict[str, str]:
+        def progress(done: int, total: int) -> None:
+            if done == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return write(*arguments, **{**options, "progress": progress})
+
+    monkeypatch.setattr(album, "write", interrupted)
+    said = opsin_("group", shared / "classifier", shared / "pictures", "-o", tmp_path / "album", "--copy")
+    assert (said.code, said.out) == (130, "") and "interrupted" in said.err
+    assert os.listdir(tmp_path) == []
 
 
 def test_new_folders_and_what_is_there(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_rows_of_training_pictures_and_of_what_becomes_of_them(pictures: Path) -
     groups, lead = samples.page(str(pictures), splits)
     recipe, words = derive.derive(run.facts(str(pictures), splits))
     assert [group.title for group in groups] == ["dark", "light"] and all(word in lead for word in words)
-    assert [group.note for group in groups] == ["12 training pictures"] * 2  # 80 of 100 of 15
+    assert [group.note for group in groups] == ["11 training pictures"] * 2  # the others validate and test
     for label, group in enumerate(groups):
         assert group.across == samples.PER_CLASS and len(group.shown) == (1 + samples.PASSES) * samples.PER_CLASS
         before, after = group.shown[: group.across], group.shown[group.across :]
