@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from opsin import __version__, chosen
 from opsin.console import Console, percent, printable
-from opsin.errors import DataError, GateNotMet, OpsinError, UsageError, near
+from opsin.errors import BadInput, DataError, GateNotMet, OpsinError, UsageError, near
 from opsin.show import (
     PredictionWriter,
     in_words,
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from opsin.recipe import Recipe
     from opsin.run import Run
 
+SHOWN = 10  # unreadable pictures of a data set, by name
 EPILOGUE = """\
 Exit codes:
   0    done
@@ -404,6 +405,14 @@ def _code(bad: Sequence[Any], on_bad_image: str, read: int) -> int:
     return DataError.exit_code if bad and (on_bad_image == "error" or not read) else 0
 
 
+def _warn_of(bad: Sequence[BadInput], reporter: Console) -> None:
+    """Of data that is only looked at: a list may name thousands of files that are not there."""
+    for error in bad[:SHOWN]:
+        reporter.warn(str(error))
+    if len(bad) > SHOWN:
+        reporter.warn(f"and {len(bad) - SHOWN:,} more that cannot be read; --json lists them all")
+
+
 @_command(5, "features RUN DATA --at STAGE -o FILE.npz")
 def features(
     run: RunFolder,
@@ -502,8 +511,8 @@ def search(
         classifier = classifiers.load(run, _device(device))
         keys, images = chosen.all_pictures(pictures, skip)
         index = chosen.any_pictures(data, split, data_dir, reporter)
-        for error in index.skipped:
-            skip(error.path, error.reason)
+        bad += [{"key": error.path, "reason": error.reason} for error in index.skipped]
+        _warn_of(index.skipped, reporter)
         with Decoders(min(2, len(images))) as decoders:
             found = album.search(
                 classifier,
@@ -596,8 +605,7 @@ def group(
         album = albums.group(classifier, index, sure=sure, batch_size=batch_size, progress=counter)
         if out is not None:
             folders = albums.write(album, out, link=link, progress=reporter.counter(f"writing {out}"))
-        for error in album.bad:
-            reporter.warn(str(error))
+        _warn_of(album.bad, reporter)
         if sheet is not None:
             groups, hidden = albums.album_page(album)
             lead = f"{reports.in_number(len(index))} of {data} by predicted class.{hidden}"

@@ -29,6 +29,7 @@ from opsin.evaluate import AnyReport, LabelReport, Report
 
 MAX_CELLS, MAX_MATRIX = 20, 100  # classes up to which a table of numbers, and a shaded figure, can be read
 MAX_SAMPLES, MAX_SAMPLE_CLASSES = 600, 100
+MAX_LISTED = 100  # names of what a sheet could not show
 
 
 class Thumbnail(NamedTuple):
@@ -246,8 +247,10 @@ class Group(NamedTuple):
 
 
 def sheet(groups: Sequence[Group], *, title: str, lead: str = "", unreadable: Sequence[str] = ()) -> str:
-    """A page of pictures. unreadable: what could not be read, with the reasons; listed at the end."""
-    return _render("sheet.html.jinja", title=title, lead=lead, groups=groups, unreadable=unreadable)
+    """A page of pictures. unreadable: what could not be read, with the reasons; the first `MAX_LISTED` end the page."""
+    more = len(unreadable) - MAX_LISTED
+    lines = [*unreadable[:MAX_LISTED], *([f"and {in_number(more, 'other')}"] if more > 0 else [])]
+    return _render("sheet.html.jinja", title=title, lead=lead, groups=groups, unreadable=lines)
 
 
 def write_sheet(

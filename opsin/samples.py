@@ -60,7 +60,7 @@ def _of_more(shown: int, all_: int) -> str:
 
 
 def _augmented(train: Index, places: np.ndarray, recipe: Recipe, seed: int, epoch: int) -> dict[int, report.Shown]:
-    """Place → the picture as the network sees it in pass `epoch` at full size, and what it is mixed of."""
+    """Place → the picture as the network sees it in pass `epoch` at full size, and what is mixed in."""
     augment, preprocess = Augmenter(recipe.augment, recipe.preprocess, len(train.classes), seed=seed), recipe.preprocess
     least, shown = loader.decode_size(preprocess), dict[int, report.Shown]()
     for number, (start, stop) in enumerate(loader.batch_bounds(len(places), recipe.data.batch_size)):
@@ -69,16 +69,14 @@ def _augmented(train: Index, places: np.ndarray, recipe: Recipe, seed: int, epoc
         batch = Batch(images, torch.from_numpy(train.labels[some]), torch.from_numpy(some), epoch)
         seen, targets = augment(batch, Progress(epoch=epoch, batch=number, step=augment.total_steps))
         for i, pixels, row in zip(some.tolist(), preprocess.pixels(seen), targets.tolist(), strict=True):
-            shown[i] = report.Shown("", report.thumbnail(pixels), _mixture(train.classes, row))
+            shown[i] = report.Shown("", report.thumbnail(pixels), _mixed_in(train.classes, train.named(i), row))
     return shown
 
 
-def _mixture(classes: tuple[str, ...], targets: list[float]) -> str:
+def _mixed_in(classes: tuple[str, ...], own: tuple[str, ...], targets: list[float]) -> str:
     """
-    >>> _mixture(("cat", "dog", "cow"), [0.75, 0.25, 0.0]), _mixture(("cat", "dog"), [1.0, 0.0])
-    ('75\\xa0% cat, 25\\xa0% dog', '')
+    >>> _mixed_in(("cat", "dog", "cow"), ("cat",), [0.75, 0.25, 0.0]), _mixed_in(("cat", "dog"), ("cat",), [1.0, 0.0])
+    ('and 25\\xa0% dog', '')
     """
-    parts = sorted(((-part, name) for part, name in zip(targets, classes, strict=True) if part >= 0.005))
-    if all(-part > 0.995 for part, _ in parts):
-        return ""
-    return ", ".join(f"{report.percent(-part, 0)} {name}" for part, name in parts)
+    parts = [(part, name) for part, name in zip(targets, classes, strict=True) if part >= 0.005 and name not in own]
+    return f"and {', '.join(f'{report.percent(part, 0)} {name}' for part, name in parts)}" if parts else ""

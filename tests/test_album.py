@@ -524,6 +524,20 @@ def test_group_command(mixed: Path, shared: Path, tmp_path: Path, opsin_: Callab
     assert said.code == 0 and len(json.loads(said.out)["pictures"]) == 2
 
 
+def test_many_that_are_not_there_are_named_in_the_json_alone(
+    shared: Path, tmp_path: Path, opsin_: Callable[..., Said]
+) -> None:
+    picture, run = shared / "pictures" / "dark" / "000.png", shared / "classifier"
+    names = [f"none{i}.png" for i in range(150)]
+    (tmp_path / "list.txt").write_text("".join(f"{name} dark\n" for name in [*names, picture]))
+    for command in (("group", run, tmp_path / "list.txt"), ("search", run, tmp_path / "list.txt", picture)):
+        said = opsin_(*command, "--json", "--sheet", tmp_path / "s.html")
+        assert said.code == 3 and len(json.loads(said.out)["unreadable"]) == 150
+        assert said.err.count("none") == 10 and "and 140 more" in said.err
+        page = check_self_contained((tmp_path / "s.html").read_text(encoding="utf-8"))
+        assert page.text.count("none") == 100 and "and 50 others" in page.text
+
+
 def test_group_of_pictures_in_an_array(shared: Path, tmp_path: Path, opsin_: Callable[..., Said]) -> None:
     said = opsin_(
         "group", shared / "classifier", "digits", "--split", "test", "-o", tmp_path / "a", "--copy", "--sure", 0
