@@ -544,7 +544,7 @@ def test_group_of_pictures_in_an_array(shared: Path, tmp_path: Path, opsin_: Cal
     )
     assert said.code == 0
     written = json.loads((tmp_path / "a" / "album.json").read_text())["pictures"]
-    assert len(written) == 360
+    assert len(written) == 360 and written[17]["picture"] == "test/00017" and written[17]["file"].endswith("/00017.png")
     digits = load("digits")["test"]
     for i in (0, 17, 359):
         with Image.open(tmp_path / "a" / written[i]["file"]) as picture:
