@@ -439,7 +439,8 @@ def search(
     ],
     top: Annotated[int, Parameter(help="Pictures to find for each, nearest first.")] = 10,
     at: Annotated[
-        str, Parameter(help="Stage whose features are compared (opsin models NAME). Default: the last.")
+        str,
+        Parameter(help="Stage whose features are compared (opsin models NAME). Default: the last.", show_default=False),
     ] = "",
     split: AnySplit = None,
     data_dir: DataDir = "",
