@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,26 @@ def index(
     return splits[part]
 
 
+def any_pictures(data: str, split: str | None, data_dir: str, reporter: Reporter) -> Index:
+    """All pictures of `data` or of one part of it, with or without classes; what is unreadable is in `skipped`."""
+    from opsin.data import datasets
+
+    options = {"data_dir": data_dir, "on_bad_image": "skip", "progress": reporter.counter(f"reading {data}")}
+    if data in datasets.DATASETS and not datasets.DATASETS[data].layout:
+        # Each part of it counts its pictures from nought.
+        parts = {
+            name: replace(part, keys=[f"{name}/{key}" for key in part.keys])
+            for name, part in datasets.load(data, **options).items()
+        }
+    else:
+        parts = datasets.read_parts(data, labelled=False, **options)
+    if split in (None, "all"):
+        return _join(list(parts.values()))
+    if split not in parts:
+        raise UsageError(f"{data} has no part {split!r}; leave out --split for all of its pictures")
+    return parts[split]
+
+
 def _listed(run: Path, part: str) -> list[str] | None:
     """The names of the pictures of a part, where the run wrote them down (`splits.json`)."""
     from opsin.data.index import read
@@ -98,6 +119,9 @@ def _join(parts: Sequence[Index]) -> Index:
 
     from opsin.data.index import Index
 
+    if len(parts) == 1:
+        return parts[0]
+
     class Joined:
         def __init__(self, places: Sequence[tuple[Index, int]]) -> None:
             self.places = places
@@ -109,6 +133,10 @@ def _join(parts: Sequence[Index]) -> Index:
         def data(self, i: int) -> bytes:
             part, place = self.places[i]
             return part.source.data(place)
+
+        def file(self, i: int) -> tuple[str, str]:
+            part, place = self.places[i]
+            return part.file(place), ""
 
         def name(self, i: int) -> str:
             part, place = self.places[i]
@@ -142,6 +170,20 @@ def _recipe_of(run: Path) -> Recipe | None:
         if path.is_file():
             return from_toml(path.read_text(encoding="utf-8"), str(path))
     return None
+
+
+def all_pictures(arguments: Sequence[str], skip: Callable[[str, str], None]) -> tuple[list[str], list[Path | bytes]]:
+    """The keys and pictures of the arguments of a command; `skip` is told (name, reason) of those that name nothing."""
+    keys: list[str] = []
+    images: list[Path | bytes] = []
+    for argument in arguments:
+        try:
+            for key, image in pictures(argument):
+                keys.append(key)
+                images.append(image)
+        except BadInput as error:
+            skip(error.path, error.reason)
+    return keys, images
 
 
 def pictures(argument: str) -> Iterator[tuple[str, Path | bytes]]:

@@ -36,6 +36,7 @@ from opsin.types import Model
 CONFIG, WEIGHTS = "classifier.json", "weights.safetensors"
 FOR_OTHERS = "config.json"
 Picture = Tensor | np.ndarray | Image.Image | str | Path | bytes
+Skipped = Callable[[int, BadInput], None]  # is told the place of a picture that cannot be read, and why
 
 
 @runtime_checkable
@@ -306,19 +307,21 @@ def predict(
     batch_size: int = 64,
     workers: int = 2,
     decoders: Decoders | None = None,
+    skipped: Skipped | None = None,
 ) -> list[list[Prediction]]:
     """The `top` most probable classes of each picture, best first (the lower number first among equals); of a
     classifier for many labels only those that reach their threshold, which may be none.
 
     images: paths, encoded bytes, Pillow images, arrays uint8 [h, w] or [h, w, C], tensors uint8 [C, h, w], mixed at
-    will; or an `Index`. A picture that cannot be read is a `BadInput` that names it. decoders: for pictures of
-    strangers; one that crashes its decoder, or lets it run away, is a `BadInput` too, then.
+    will; or an `Index`. A picture that cannot be read is a `BadInput` that names it, or `skipped` is told of it, and it
+    has no answer. decoders: for pictures of strangers; one that crashes its decoder, or lets it run away, is a
+    `BadInput` too, then.
     """
     if top < 1:
         raise UsageError(f"top: expected at least 1, received {top}")
     answers = []
-    batches = prepared_batches(classifier, images, batch_size=batch_size, workers=workers, decoders=decoders)
-    for places, prepared in batches:
+    options = {"batch_size": batch_size, "workers": workers, "decoders": decoders, "skipped": skipped}
+    for places, prepared in prepared_batches(classifier, images, **options):
         answers += named(classifier, prepared, top, f"pictures {places[0]} to {places[-1]}")
     return answers
 
@@ -339,18 +342,27 @@ def features(
     maps: bool = False,
     batch_size: int = 64,
     workers: int = 2,
+    decoders: Decoders | None = None,
+    skipped: Skipped | None = None,
 ) -> Tensor:
-    """What the stage `at` makes of each picture, float32 on the CPU.
+    """What the stage `at` makes of each picture, float32 on the CPU. decoders, skipped: as of `predict`.
 
     Vectors [N, D] by default: maps are averaged over height and width. With `maps`, the stage's output as it is.
     """
+    options = {"batch_size": batch_size, "workers": workers, "decoders": decoders, "skipped": skipped}
+    parts = [part for _, part in feature_batches(classifier, images, at, maps, **options)]
+    return torch.cat(parts) if parts else torch.empty(0, 0)
+
+
+def feature_batches(
+    classifier: Classifier, images: Sequence[Picture] | Index, at: str, maps: bool = False, **options: Any
+) -> Iterator[tuple[list[int], Tensor]]:
+    """`features` batch by batch, with the places of the pictures. options: of `prepared_batches`."""
     if not hasattr(classifier, "features"):
         raise UsageError(f"a {type(classifier).__name__} has no stages to take features from")
-    parts = []
-    for _, prepared in prepared_batches(classifier, images, batch_size=batch_size, workers=workers):
+    for places, prepared in prepared_batches(classifier, images, **options):
         part = cast(NetClassifier, classifier).features(prepared, at).to(torch.float32)
-        parts.append((part if maps or part.ndim < 3 else part.flatten(2).mean(2)).cpu())
-    return torch.cat(parts) if parts else torch.empty(0, 0)
+        yield places, (part if maps or part.ndim < 3 else part.flatten(2).mean(2)).cpu()
 
 
 def prepared_batches(
@@ -359,7 +371,7 @@ def prepared_batches(
     *,
     batch_size: int,
     workers: int,
-    skipped: Callable[[int, BadInput], None] | None = None,
+    skipped: Skipped | None = None,
     decoders: Decoders | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Read and prepare pictures in `workers` threads: (their places, [B, …]) in order, two batches ahead at most.

@@ -16,28 +16,29 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from opsin import __version__, chosen
+from opsin.cli_data import data_app
 from opsin.console import Console, percent, printable
-from opsin.errors import Absent, BadInput, DataError, GateNotMet, OpsinError, UsageError, near
+from opsin.errors import BadInput, DataError, GateNotMet, OpsinError, UsageError
+from opsin.options import AnyPictures, AnySplit, Csv, DataDir, Device, Json, OnBadImage, Quiet, RunFolder, Split
 from opsin.show import (
     PredictionWriter,
-    in_words,
     one_line,
     plain,
-    print_fact,
+    print_album,
     print_figure,
     print_json,
     print_model,
     print_models,
+    print_neighbours,
     print_report,
-    print_table,
 )
 
 if TYPE_CHECKING:
     from opsin.classifier import Prediction
-    from opsin.data.datasets import Info
     from opsin.recipe import Recipe
     from opsin.run import Run
 
+SHOWN = 10  # unreadable pictures of a data set, by name
 EPILOGUE = """\
 Exit codes:
   0    done
@@ -65,36 +66,12 @@ app = App(
     default_parameter=Parameter(negative=()),
     suppress_keyboard_interrupt=False,
 )
-data_app = App(name="data", help="List the named data sets, or show one.", help_epilogue="", sort_key=8)
 app.command(data_app)
 
 
 def _command(order: int, usage: str, name: str | None = None) -> Any:
     """Decorator: a command in its place in the list, with its usage line."""
     return app.command(name=name, sort_key=order, usage=f"Usage: opsin {usage} [OPTIONS]", help_epilogue="")
-
-
-# What several commands take
-RunFolder = Annotated[
-    Path, Parameter(help="Folder of a run, the classifier/ folder in it, or a shipped classifier: cifar10-small.")
-]
-DataDir = Annotated[
-    str,
-    Parameter(name="--data-dir", help="Folder of a named data set that is not in the cache.", show_default=False),
-]
-Device = Annotated[str, Parameter(help="cpu, cuda, cuda:1, mps, or auto: the best that is there.")]
-OnBadImage = Annotated[
-    Literal["error", "skip"],
-    Parameter(
-        name="--on-bad-image", help="What an unreadable picture does: end in an error, or be counted and left out."
-    ),
-]
-Split = Annotated[
-    Literal["train", "val", "test", "all"] | None,
-    Parameter(help="Part of the data. Default: test; all for what has no parts and was not trained on."),
-]
-Json = Annotated[bool, Parameter(name="--json", show_default=False, help="One JSON object on stdout.")]
-Quiet = Annotated[bool, Parameter(show_default=False, help="Nothing on stderr but warnings and errors.")]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -327,7 +304,7 @@ def predict(
     ] = None,
     top: Annotated[int, Parameter(help="Classes to name for each picture, best first.")] = 5,
     json_: Json = False,
-    csv_: Annotated[bool, Parameter(name="--csv", show_default=False, help="Comma-separated lines on stdout.")] = False,
+    csv_: Csv = False,
     sheet: Annotated[Path | None, Parameter(help="HTML page to write: the pictures with their names.")] = None,
     on_bad_image: OnBadImage = "error",
     device: Device = "auto",
@@ -342,8 +319,7 @@ def predict(
     from opsin import report as reports
     from opsin.data.sandbox import Decoders
 
-    if json_ and csv_:
-        raise UsageError("--json and --csv: choose one")
+    form = _form(json_, csv_)
     if top < 1:
         raise UsageError(f"--top: expected at least 1, received {top}")
     if model is not None:
@@ -358,19 +334,10 @@ def predict(
         bad.append({"key": key, "reason": reason})
         reporter.warn(f"{key}: {reason}")
 
-    keys: list[str] = []
-    images: list[Path | bytes] = []
-    for argument in pictures:
-        try:
-            for key, image in chosen.pictures(argument):
-                keys.append(key)
-                images.append(image)
-        except BadInput as error:
-            skip(error.path, error.reason)
-
+    keys, images = chosen.all_pictures(pictures, skip)
     answers: list[tuple[int, list[Prediction]]] = []  # place in `images`, what is in it; kept only where needed
     read = 0
-    write = PredictionWriter("csv" if csv_ else "text")
+    write = PredictionWriter(form)
     with Decoders(min(2, len(images))) as decoders:
         batches = classifiers.prepared_batches(
             classifier,
@@ -393,13 +360,38 @@ def predict(
     if sheet is not None:
         reports.write_sheet(
             sheet,
-            [keys[place] for place, _ in answers],
-            [named for _, named in answers],
-            lambda i: classifiers.read_picture(images[answers[i][0]], keys[answers[i][0]]),
+            [
+                reports.predictions(
+                    [keys[place] for place, _ in answers],
+                    [named for _, named in answers],
+                    lambda i: classifiers.read_picture(images[answers[i][0]], keys[answers[i][0]]),
+                )
+            ],
+            title="Predictions",
+            lead=f"{reports.in_number(len(answers))}, with the most probable classes.",
             unreadable=[f"{item['key']}: {item['reason']}" for item in bad],
         )
         reporter.say(f"sheet: {sheet}")
+    return _code(bad, on_bad_image, read)
+
+
+def _form(as_json: bool, as_csv: bool) -> Literal["json", "csv", "text"]:
+    if as_json and as_csv:
+        raise UsageError("--json and --csv: choose one")
+    return "json" if as_json else "csv" if as_csv else "text"
+
+
+def _code(bad: Sequence[Any], on_bad_image: str, read: int) -> int:
+    """The exit code where bad pictures were named and the others used."""
     return DataError.exit_code if bad and (on_bad_image == "error" or not read) else 0
+
+
+def _warn_of(bad: Sequence[BadInput], reporter: Console) -> None:
+    """Of data that is only looked at: a list may name thousands of files that are not there."""
+    for error in bad[:SHOWN]:
+        reporter.warn(str(error))
+    if len(bad) > SHOWN:
+        reporter.warn(f"and {len(bad) - SHOWN:,} more that cannot be read; --json lists them all")
 
 
 @_command(5, "features RUN DATA --at STAGE -o FILE.npz")
@@ -409,7 +401,7 @@ def features(
     /,
     *,
     at: Annotated[str, Parameter(help="Stage of the network (opsin models NAME lists them).")],
-    out: Annotated[Path, Parameter(name=["--out", "-o"], help="File .npz to write: vectors, labels, keys, classes.")],
+    out: Annotated[Path, Parameter(name=["--out", "-o"], help="File .npz: vectors, labels, keys, classes, at.")],
     maps: Annotated[bool, Parameter(show_default=False, help="Keep the maps; by default they are averaged.")] = False,
     split: Split = None,
     data_dir: DataDir = "",
@@ -438,6 +430,7 @@ def features(
         vectors=vectors,
         labels=np.asarray(index.labels),
         keys=np.array(list(index.keys), dtype=np.str_),
+        at=np.array(at),
         classes=np.array(list(index.classes), dtype=np.str_),
     )
     storage.write_file(out, buffer.getvalue())
@@ -449,7 +442,165 @@ def features(
         print(f"{out}  vectors {' × '.join(map(str, vectors.shape))}")
 
 
-@_command(6, "import WEIGHTS -o FOLDER", "import")
+@_command(6, "search RUN DATA PICTURES...")
+def search(
+    run: RunFolder,
+    data: AnyPictures,
+    /,
+    *pictures: Annotated[
+        str,
+        Parameter(help="To look for: files, folders, quoted patterns, or - for one picture's bytes on stdin."),
+    ],
+    top: Annotated[int, Parameter(help="Pictures to find for each, nearest first.")] = 10,
+    at: Annotated[
+        str,
+        Parameter(help="Stage whose features are compared (opsin models NAME). Default: the last.", show_default=False),
+    ] = "",
+    split: AnySplit = None,
+    data_dir: DataDir = "",
+    json_: Json = False,
+    csv_: Csv = False,
+    sheet: Annotated[Path | None, Parameter(help="HTML page to write: each picture with those found.")] = None,
+    on_bad_image: OnBadImage = "error",
+    device: Device = "auto",
+    batch_size: Annotated[int, Parameter(help="Pictures at once.")] = 64,
+    quiet: Quiet = False,
+) -> int:
+    """Find the pictures of DATA that are most like others, by the cosine of their features.
+
+    Every picture is compared. What cannot be read is said on stderr, and the others are still used. Put -- before a
+    file whose name begins with a dash.
+    """
+    from opsin import album
+    from opsin import classifier as classifiers
+    from opsin import report as reports
+    from opsin.data.sandbox import Decoders
+
+    form = _form(json_, csv_)
+    if top < 1:
+        raise UsageError(f"--top: expected at least 1, received {top}")
+    if not pictures:
+        raise UsageError("search: no pictures given; name files, folders, quoted patterns, or - for stdin")
+    reporter = Console(quiet=quiet)
+    bad: list[dict[str, str]] = []
+
+    def skip(key: str, reason: str) -> None:
+        bad.append({"key": key, "reason": reason})
+        reporter.warn(f"{key}: {reason}")
+
+    found, keys, images = {}, [], []
+    try:
+        classifier = classifiers.load(run, _device(device))
+        keys, images = chosen.all_pictures(pictures, skip)
+        index = chosen.any_pictures(data, split, data_dir, reporter)
+        bad += [{"key": error.path, "reason": error.reason} for error in index.skipped]
+        _warn_of(index.skipped, reporter)
+        with Decoders(min(2, len(images))) as decoders:
+            found = album.search(
+                classifier,
+                index,
+                images,
+                at=at,
+                top=top,
+                batch_size=batch_size,
+                decoders=decoders,
+                bad_query=lambda place, error: skip(keys[place], error.reason),
+                bad_picture=lambda _, error: skip(error.path, error.reason),
+                progress=reporter.counter(f"searching {data}"),
+            )
+            if sheet is not None:
+                groups, hidden = album.neighbours_page(
+                    index,
+                    keys,
+                    lambda i: classifiers.read_picture(images[i], keys[i], (112, 112), decoders),
+                    found,
+                )
+                lead = f"The nearest of {reports.in_number(len(index))}, with the cosine of their features.{hidden}"
+                lines = [f"{item['key']}: {item['reason']}" for item in bad]
+                reports.write_sheet(sheet, groups, title=f"Like these in {data}", lead=lead, unreadable=lines)
+    finally:
+        reporter.finish()
+    print_neighbours([(keys[i], neighbours) for i, neighbours in found.items()], bad, form)
+    if sheet is not None:
+        reporter.say(f"sheet: {sheet}")
+    return _code(bad, on_bad_image, len(found))
+
+
+@_command(6, "group RUN DATA")
+def group(
+    run: RunFolder,
+    data: AnyPictures,
+    /,
+    *,
+    out: Annotated[
+        Path | None,
+        Parameter(name=["--out", "-o"], help="New folder: one for each class, unsure/ for the rest, and album.json."),
+    ] = None,
+    copy: Annotated[bool, Parameter(show_default=False, help="Fill it with copies.")] = False,
+    link: Annotated[
+        bool,
+        Parameter(show_default=False, help="Fill it with symbolic links, to where the pictures now are (absolute)."),
+    ] = False,
+    sure: Annotated[
+        float | None,
+        Parameter(
+            help="Probability below which a picture is set apart as unsure. Default: 0.6, which leaves 0.4 to the next "
+            "class at most. A classifier for many labels has thresholds, and a picture is in each class that it has.",
+        ),
+    ] = None,
+    split: AnySplit = None,
+    data_dir: DataDir = "",
+    json_: Json = False,
+    csv_: Csv = False,
+    sheet: Annotated[Path | None, Parameter(help="HTML page to write: some pictures of each class.")] = None,
+    on_bad_image: OnBadImage = "error",
+    device: Device = "auto",
+    batch_size: Annotated[int, Parameter(help="Pictures at once.")] = 64,
+    quiet: Quiet = False,
+) -> int:
+    """Sort pictures into an album by predicted class, the unsure ones apart. Without -o, only say how.
+
+    The pictures are only read, and nothing is replaced. What cannot be read is said on stderr, and listed.
+    """
+    from opsin import album as albums
+    from opsin import classifier as classifiers
+    from opsin import report as reports
+    from opsin import storage
+
+    form = _form(json_, csv_)
+    if sure is not None and not 0 <= sure <= 1:
+        raise UsageError(f"--sure: expected a probability between 0 and 1, such as 0.6, received {sure}")
+    if copy and link:
+        raise UsageError("--copy and --link: choose one")
+    if (out is not None) != (copy or link):
+        raise UsageError("an album needs a folder and what to fill it with: -o DIR --copy, or -o DIR --link")
+    if out is not None:
+        storage.check_new(out)
+    reporter = Console(quiet=quiet)
+    folders: dict[str, str] = {}
+    try:
+        classifier = classifiers.load(run, _device(device))
+        index = chosen.any_pictures(data, split, data_dir, reporter)
+        if link:
+            albums.check_linkable(index)
+        counter = reporter.counter(f"sorting {data}")
+        album = albums.group(classifier, index, sure=sure, batch_size=batch_size, progress=counter)
+        if out is not None:
+            folders = albums.write(album, out, link=link, progress=reporter.counter(f"writing {out}"))
+        _warn_of(album.bad, reporter)
+        if sheet is not None:
+            groups, hidden = albums.album_page(album)
+            lead = f"{reports.in_number(len(index))} of {data} by predicted class.{hidden}"
+            reports.write_sheet(sheet, groups, title="Album", lead=lead, unreadable=list(map(str, album.bad)))
+    finally:
+        reporter.finish()
+    print_album(album, folders, out, form)
+    if sheet is not None:
+        reporter.say(f"sheet: {sheet}")
+    return _code(album.bad, on_bad_image, len(album.placed))
+
+
+@_command(7, "import WEIGHTS -o FOLDER", "import")
 def import_weights(
     weights: Annotated[
         str,
@@ -529,7 +680,7 @@ def _class_names(given: str) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@_command(7, "models [NAME]")
+@_command(8, "models [NAME]")
 def models(
     name: Annotated[
         str | None,
@@ -588,210 +739,7 @@ def _check_ending(flag: str, out: Path, ending: str) -> None:
         raise UsageError(f"{flag}: expected a name that ends in {ending}, received {out}")
 
 
-@data_app.command(name="list", usage="Usage: opsin data list [OPTIONS]")
-def data_list(*, json_: Json = False) -> None:
-    """List the data sets that have a name."""
-    from opsin.data.datasets import DATASETS
-
-    if json_:
-        print_json({name: plain(info) for name, info in DATASETS.items()})
-        return
-    parts = ("train", "val", "test")
-    rows = [
-        (name, _size_of(info), info.num_classes, *(info.splits.get(part, "") for part in parts), info.title)
-        for name, info in DATASETS.items()
-    ]
-    print_table(("name", "size", "classes", *parts, "title"), rows, right=(2, 3, 4, 5), spare=("size",))
-
-
-def _size_of(info: Info) -> str:
-    return "photographs" if info.size is None else f"{info.size[0]}×{info.size[1]}×{info.channels}"
-
-
-@data_app.command(name="show", usage="Usage: opsin data show DATA [OPTIONS]")
-def data_show(
-    name: Annotated[
-        str, Parameter(help="Name of a data set, a folder of class folders, a CSV/TSV/list, or a tar of class folders.")
-    ],
-    /,
-    *,
-    json_: Json = False,
-) -> None:
-    """Show one data set: its pictures and classes; of a named one, where it comes from and is looked for."""
-    from opsin.data.datasets import DATASETS, cache_folder
-
-    if name not in DATASETS and os.path.exists(name):
-        _show_own_data(name, json_)
-        return
-    if name not in DATASETS:
-        raise UsageError(f"no data set {name!r}, and no such folder or file; {near(name, DATASETS)}")
-    info, cache = DATASETS[name], cache_folder(name)
-    if json_:
-        print_json({"name": name, **plain(info), "cache": str(cache)})
-        return
-    print_fact("", f"{name}: {info.title}")
-    print_fact("", info.summary)
-    many = "; many labels a picture" if info.many_labels else ""
-    print_fact("pictures", f"{in_words(info.splits)}; {_size_of(info)}{many}")
-    print_fact("classes", f"{info.num_classes:,}{': ' if info.classes else ''}{', '.join(info.classes)}")
-    print_fact("home", info.homepage)
-    print_fact("terms", info.terms)
-    if info.files:
-        absent = "not there yet; the first training downloads it" if not info.layout else "not there"
-        print_fact("cache", f"{cache}{'' if cache.exists() else f' ({absent})'}")
-    for file in info.files:
-        known = (f"{file.size:,} bytes" if file.size else "", f"MD5 {file.md5}" if file.md5 else "")
-        print_fact("file", ", ".join(filter(None, (file.name, *known))))
-        for url in file.urls:
-            print_fact(" ", url)
-    if info.layout:
-        print_fact("", "Nothing is downloaded: get the files, and give --data-dir FOLDER, which holds, once unpacked,")
-        print(info.layout)
-        print_fact("a part", "is read as far as it is there with --on-bad-image skip")
-    if info.variant_of:
-        print_fact("variant of", f"{info.variant_of}: the same files")
-    for variant, other in DATASETS.items():
-        if other.variant_of == name:
-            print_fact("variant", f"{variant}: {other.summary}")
-
-
-@data_app.command(name="check", usage="Usage: opsin data check DATA [OPTIONS]")
-def data_check(
-    data: Annotated[str, Parameter(help="Folder of pictures, or name of a data set.")],
-    /,
-    *,
-    data_dir: DataDir = "",
-    quiet: Quiet = False,
-    json_: Json = False,
-) -> int:
-    """Read and decode every picture, and list those that are unreadable or damaged. Exit code 3 when there are any."""
-    from opsin.data import datasets
-
-    reporter = Console(quiet=quiet)
-    try:
-        health = datasets.check(data, data_dir=data_dir, progress=reporter.counter(f"checking {data}"))
-    finally:
-        reporter.finish()
-    if json_:
-        rows, absent = (
-            [{"file": error.path, "reason": error.reason} for error in some] for some in (health.bad, health.absent)
-        )
-        formats = {name or "unknown": n for name, n in health.formats.items()}
-        counts = {"pictures": health.pictures, "formats": formats, "ignored": list(health.ignored)}
-        print_json({"data": data, **counts, "bad": rows, "absent": absent})
-    else:
-        if health.bad:
-            print_table(("file", "reason"), [(bad.path, bad.reason) for bad in health.bad], fold=True)
-            print()
-        formats = ", ".join(f"{name or 'unknown'} {n:,}" for name, n in health.formats.items())
-        print_fact("looked at", f"{health.pictures:,} pictures: {formats}")
-        print_fact("unusable", f"{len(health.bad):,}" if health.bad else "none")
-        if health.absent:  # in a part of a data set most are
-            print_fact("not there", _others(list(map(str, health.absent)), "listed picture", 3))
-        if health.ignored:
-            print_fact("passed over", _others(health.ignored))
-    return DataError.exit_code if health.bad or health.absent else 0
-
-
-@data_app.command(name="pack", usage="Usage: opsin data pack DATA -o DIR [OPTIONS]")
-def data_pack(
-    data: Annotated[str, Parameter(help="Data set, folder, CSV/TSV/list, tar, or a set as published.")],
-    /,
-    *,
-    out: Annotated[Path, Parameter(name=["--out", "-o"], help="New folder, which then is DATA for every command.")],
-    size: Annotated[
-        int | None, Parameter(help="Pixels of the shorter side. Default: as they are; JPEGs are copied, not encoded.")
-    ] = None,
-    uint8: Annotated[
-        bool,
-        Parameter(
-            show_default=False,
-            help="Arrays of pixels, mapped into memory: no decoding, many times the bytes. Of larger pictures the "
-            "centre square of --size; without it all must be of one size.",
-        ),
-    ] = False,
-    quality: Annotated[
-        int, Parameter(help="Of JPEGs that are encoded anew, 1 to 100. 90 by default: not lossless.")
-    ] = 90,
-    data_dir: DataDir = "",
-    on_bad_image: OnBadImage = "error",
-    quiet: Quiet = False,
-    json_: Json = False,
-) -> None:
-    """Write the pictures smaller and in few files, as shards of JPEGs or as arrays, to be read fast many times."""
-    from opsin.data import pack
-
-    reporter = Console(quiet=quiet)
-    try:
-        packed = pack.pack(
-            data,
-            out,
-            size=size,
-            uint8=uint8,
-            quality=quality,
-            data_dir=data_dir,
-            on_bad_image=on_bad_image,
-            progress=reporter.counter(f"packing {data}"),
-        )
-    finally:
-        reporter.finish()
-    if packed.skipped:
-        reporter.warn(f"left out: {_others(packed.skipped, 'picture')}")
-    if json_:
-        print_json({**packed._asdict(), "folder": str(packed.folder)})
-    else:
-        print_fact("packed", f"{in_words(packed.pictures)}; {packed.nbytes:,} bytes")
-        print_fact("folder", str(packed.folder))
-
-
-def _show_own_data(name: str, as_json: bool) -> None:
-    """How many pictures of each class each part has; no picture is opened."""
-    from opsin.data import published
-    from opsin.data.datasets import DATASETS, scan_parts
-
-    parts = scan_parts(name, on_bad_image="skip")
-    first = next(iter(parts.values()))
-    classes = first.classes
-    counts = {part: index.counts().tolist() for part, index in parts.items()}
-    ignored, skipped, notes = (
-        [one for index in parts.values() for one in some(index)]
-        for some in (lambda index: index.ignored, lambda index: index.skipped, lambda index: index.notes)
-    )
-    if as_json:
-        splits = {part: len(index) for part, index in parts.items()}
-        of_class = {part: dict(zip(classes, numbers, strict=True)) for part, numbers in counts.items()}
-        bad = [{"file": error.path, "reason": error.reason} for error in skipped]
-        shown = {"name": name, "many_labels": first.many_labels, "splits": splits, "classes": list(classes)}
-        print_json({**shown, "pictures": of_class, "ignored": ignored, "bad": bad, "notes": notes})
-        return
-    rows = [(shown, *(numbers[k] for numbers in counts.values())) for k, shown in enumerate(classes)]
-    if first.many_labels:
-        rows.append(("none of these", *(int((index.labels == 0).all(1).sum()) for index in parts.values())))
-        if any(unknown := [int((index.labels < 0).any(1).sum()) for index in parts.values()]):
-            rows.append(("some not known", *unknown))
-    rows.append((f"{len(classes):,} classes", *map(len, parts.values())))
-    print_table(("pictures with" if first.many_labels else "class", *parts), rows, right=range(1, len(parts) + 1))
-    for note in notes:
-        print_fact("note", note)
-    if (layout := published.layout(name) if os.path.isdir(name) else None) is not None:
-        for variant, info in DATASETS.items():
-            if info.variant_of == layout.name != "":
-                print_fact("variant", f"{variant} --data-dir {name} in place of {name}: {info.summary}")
-    if bad := [str(error) for error in skipped if not isinstance(error, Absent)]:
-        print_fact("unusable", _others(bad, "picture"))
-    if absent := [str(error) for error in skipped if isinstance(error, Absent)]:
-        print_fact("not there", _others(absent, "listed picture"))
-    if ignored:
-        print_fact("not used", _others(ignored))
-
-
-def _others(files: Sequence[str], what: str = "other file", shown: int = 1) -> str:
-    count = f"1 {what}" if len(files) == 1 else f"{len(files):,} {what}s"
-    first = f", the first{f' {shown}' if shown > 1 else ''}" if len(files) > shown else ""
-    return f"{count}{first}: {'; '.join(map(one_line, files[:shown]))}"
-
-
-@_command(9, "doctor")
+@_command(10, "doctor")
 def doctor(*, json_: Json = False) -> int:
     """Say what this machine has, and what is broken and how to mend it. Exit code 1 when something is broken."""
     from opsin import doctor as examination

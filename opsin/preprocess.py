@@ -92,6 +92,13 @@ class Preprocess:
         # One multiplication and one addition: pixels · 1/(255·std) - mean/std.
         return images.to(torch.float32, copy=True).mul_(1 / (255 * std)).sub_(mean / std)
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """`normalize` undone, to be looked at: float [B, C, H, W] to uint8 on the CPU."""
+        import torch
+
+        std, mean = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (self.std, self.mean))
+        return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -29,6 +29,7 @@ from opsin.evaluate import AnyReport, LabelReport, Report
 
 MAX_CELLS, MAX_MATRIX = 20, 100  # classes up to which a table of numbers, and a shaded figure, can be read
 MAX_SAMPLES, MAX_SAMPLE_CLASSES = 600, 100
+MAX_LISTED = 100  # names of what a sheet could not show
 
 
 class Thumbnail(NamedTuple):
@@ -221,42 +222,65 @@ def _cells(report: Report) -> list[list[dict[str, Any]]]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The sheet of predictions
+# Sheets of pictures
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def sheet(
-    names: Sequence[str],
-    predictions: Sequence[Sequence[Prediction]],
-    pictures: Callable[[int], Tensor],
-    *,
-    title: str = "Predictions",
-    unreadable: Sequence[str] = (),
-) -> str:
-    """A page with each picture, its name and its most probable classes.
+class Shown(NamedTuple):
+    """A picture of a sheet. text, mark: above its name, plain and in colour. bars: (name, 0 to 1), drawn beside it in
+    place of all these; None: no bars."""
 
-    pictures: place → uint8 [C, h, w]. unreadable: what could not be read, with the reasons; listed at the end.
-    """
-    if len(names) != len(predictions):
-        raise UsageError(f"expected a name and predictions a picture, received {len(names)} and {len(predictions)}")
-    cards = [
-        {"name": name, "predictions": given, "picture": thumbnail(pictures(i), side=256)}
-        for i, (name, given) in enumerate(zip(names, predictions, strict=True))
-    ]
-    return _render("sheet.html.jinja", title=title, cards=cards, unreadable=unreadable)
+    name: str
+    picture: Thumbnail
+    text: str = ""
+    mark: str = ""
+    bars: Sequence[tuple[str, float]] | None = None
+
+
+class Group(NamedTuple):
+    """Pictures of a sheet that belong together. across: how many in a row; 0: as many as there is room for."""
+
+    title: str
+    shown: Sequence[Shown]
+    note: str = ""
+    across: int = 0
+
+
+def sheet(groups: Sequence[Group], *, title: str, lead: str = "", unreadable: Sequence[str] = ()) -> str:
+    """A page of pictures. unreadable: what could not be read, with the reasons; the first `MAX_LISTED` end the page."""
+    more = len(unreadable) - MAX_LISTED
+    lines = [*unreadable[:MAX_LISTED], *([f"and {in_number(more, 'other')}"] if more > 0 else [])]
+    return _render("sheet.html.jinja", title=title, lead=lead, groups=groups, unreadable=lines)
 
 
 def write_sheet(
-    path: Path | str,
-    names: Sequence[str],
-    predictions: Sequence[Sequence[Prediction]],
-    pictures: Callable[[int], Tensor],
-    *,
-    title: str = "Predictions",
-    unreadable: Sequence[str] = (),
+    path: Path | str, groups: Sequence[Group], *, title: str, lead: str = "", unreadable: Sequence[str] = ()
 ) -> None:
     """Write the page of `sheet` to `path`, durably."""
-    storage.write_file(path, _bytes(sheet(names, predictions, pictures, title=title, unreadable=unreadable)))
+    storage.write_file(path, _bytes(sheet(groups, title=title, lead=lead, unreadable=unreadable)))
+
+
+def predictions(
+    names: Sequence[str], answers: Sequence[Sequence[Prediction]], pictures: Callable[[int], Tensor]
+) -> Group:
+    """Each picture with its name and its most probable classes. pictures: place → uint8 [C, h, w]."""
+    if len(names) != len(answers):
+        raise UsageError(f"expected a name and predictions a picture, received {len(names)} and {len(answers)}")
+    return Group(
+        "",
+        [
+            Shown(name, thumbnail(pictures(i), side=256), bars=[(p.name, p.probability) for p in given])
+            for i, (name, given) in enumerate(zip(names, answers, strict=True))
+        ],
+    )
+
+
+def in_number(n: int, one: str = "picture", more: str = "") -> str:
+    """
+    >>> in_number(1), in_number(2000), in_number(2, "class", "classes")
+    ('1 picture', '2,000 pictures', '2 classes')
+    """
+    return f"{n:,} {one if n == 1 else more or f'{one}s'}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

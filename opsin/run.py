@@ -929,15 +929,12 @@ class _Training:
             images=batch.images[:32], labels=batch.labels[:32], indices=batch.indices[:32], keys=batch.keys[:32]
         )
         images, targets = self.augment(batch, Progress(step=self.total_steps))
-        std, mean = (
-            torch.tensor(v, device=images.device).view(-1, 1, 1)
-            for v in (self.recipe.preprocess.std, self.recipe.preprocess.mean)
-        )
-        pixels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).cpu().contiguous()
         titles = [self.classes[int(label)] for label in targets.argmax(1)]
         if self.many_labels:
             titles = [", ".join(self.classes[k] for k in np.flatnonzero(row >= 0.5)) for row in targets.cpu().numpy()]
-        storage.write_file(self.folder / "inputs.png", figures.picture_grid(pixels, titles))
+        storage.write_file(
+            self.folder / "inputs.png", figures.picture_grid(self.recipe.preprocess.pixels(images), titles)
+        )
 
     def _check_first_loss(self, loss: float) -> None:
         expected, k = of_ignorance(self.recipe.loss, self.labels), 2 if self.many_labels else len(self.classes)

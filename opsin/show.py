@@ -8,13 +8,16 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from opsin.console import percent, printable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from opsin.album import Album, Neighbour
     from opsin.classifier import Prediction
     from opsin.models.outline import Part
 
@@ -256,6 +259,56 @@ class PredictionWriter:
             return
         answers = [f"{percent(p.probability):>8}  {printable(p.name)}" for p in named] or ["none of the classes"]
         print(f"{printable(key)}\n  " + "\n  ".join(answers))
+
+
+def print_neighbours(
+    found: Sequence[tuple[str, Sequence[Neighbour]]], bad: Sequence[Mapping[str, str]], form: str
+) -> None:
+    """What was found for each picture: as text, CSV, or JSON with what could not be read."""
+    if form == "json":
+        rows = [{"key": key, "neighbours": [one._asdict() for one in neighbours]} for key, neighbours in found]
+        print_json({"queries": rows, "unreadable": list(bad)})
+    elif form == "csv":
+        names = ("query", "rank", "picture", "similarity", "classes", "same")
+        rows = (
+            (key, rank, one.key, f"{one.similarity:.5f}", "; ".join(one.classes), int(one.same))
+            for key, neighbours in found
+            for rank, one in enumerate(neighbours, 1)
+        )
+        _print_csv(names, rows)
+    else:
+        for key, neighbours in found:
+            print(one_line(key))
+            for one in neighbours:
+                classes = f"  {one_line(', '.join(one.classes))}" if one.classes else ""
+                same = "  (the same picture)" if one.same else ""
+                print(f"  {one.similarity:.3f}  {one_line(one.key)}{classes}{same}")
+
+
+def print_album(album: Album, folders: Mapping[str, str], out: Path | None, form: str) -> None:
+    """How pictures were sorted: counts as text; each picture as CSV or JSON."""
+    from opsin import album as albums
+
+    rows = albums.rows(album)
+    if form == "json":
+        where = {} if out is None else {"folder": str(out), "folders": dict(folders)}
+        print_json({**where, "pictures": rows, "unreadable": albums.unreadable(album)})
+    elif form == "csv":
+        _print_csv(("picture", "class", "probability", "sure"), ((*row.values(),) for row in rows))
+    else:
+        counts = [(one_line(name), len(members)) for name, members in album.groups()]
+        print_table(("class", "pictures"), counts, right=(1,))
+        if album.bad:
+            print(f"unreadable  {len(album.bad):,}")
+        if out is not None:
+            print(f"album       {one_line(str(out))}")
+
+
+def _print_csv(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([safe_cell(cell) if isinstance(cell, str) else cell for cell in row])
 
 
 def safe_cell(text: str) -> str:

@@ -183,15 +183,21 @@ def write_folder(folder: Path | str, files: Mapping[str, bytes]) -> None:
         raise
 
 
+def check_new(folder: Path | str) -> None:
+    """`StorageError` when there is something at `folder` already, a link included; an empty folder is nothing."""
+    place = Path(os.path.abspath(folder))
+    if os.path.lexists(place) and (place.is_symlink() or not place.is_dir() or any(place.iterdir())):
+        raise StorageError(f"{place} is there already; it is not replaced: choose another name, or remove it")
+
+
 @contextlib.contextmanager
 def new_folder(folder: Path | str) -> Iterator[Path]:
     """A folder to be filled, which takes its name once all of it is on disk, and is removed when that fails: for what
     is too large to be in memory. It has no manifest. `StorageError` when its name is taken, except by an empty folder.
     SIGTERM ends it as an error does (`Interrupted`); what a process that was killed left of it, the next one removes.
     """
+    check_new(folder)
     folder = Path(os.path.abspath(folder))
-    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise StorageError(f"{folder} is there already; it is not replaced: choose another name, or remove it")
     temporary = _temporary(folder)
     try:
         _make_folder(folder.parent)
@@ -200,13 +206,15 @@ def new_folder(folder: Path | str) -> Iterator[Path]:
         os.mkdir(temporary)
         with _held(temporary), _terminated(folder):
             yield temporary
-        for path in temporary.iterdir():
-            descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
-            try:
-                _sync(descriptor)
-            finally:
-                os.close(descriptor)
-        _sync_folder(temporary)
+        for place, _, names in os.walk(temporary, topdown=False):
+            for path in (Path(place, name) for name in names):
+                if not path.is_symlink():  # what it points to is not ours
+                    descriptor = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
+                    try:
+                        _sync(descriptor)
+                    finally:
+                        os.close(descriptor)
+            _sync_folder(Path(place))
         os.rename(temporary, folder)  # over an empty folder too; a full one makes it fail
         _sync_folder(folder.parent)
     except BaseException as error:

@@ -33,7 +33,8 @@ from tests import make
 from tests.conftest import write_pictures
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "resume", "evaluate", "predict", "features", "import", "models", "data", "doctor")
+COMMANDS = ("train", "resume", "evaluate", "predict", "features", "search", "group", "import", "models", "data")
+COMMANDS += ("doctor",)
 FAST = ("--model", "lenet", "--epochs", "2", "--lr", "0.05", "--batch-size", "8")
 
 

@@ -425,24 +425,27 @@ def read_parts(
     data_dir: str | os.PathLike[str] = "",
     on_bad_image: str = "error",
     progress: Progress | None = None,
+    labelled: bool = True,
 ) -> Parts:
     """The parts of a named data set with a `layout`, or of a path as `scan_parts` finds them; and the pictures checked
-    as `opsin.data.index.checked` does."""
+    as `opsin.data.index.checked` does. labelled: False for what only looks at pictures: they need no classes then, and
+    a class need have no picture that can be read."""
     from opsin.data.index import CHECKERS, checked
     from opsin.data.sandbox import Decoders
 
-    parts = _parts(os.fspath(name_or_path), data_dir, on_bad_image)
+    parts = _parts(os.fspath(name_or_path), data_dir, on_bad_image, labelled)
     with Decoders(CHECKERS) as decoders:
         return {
-            name: checked(index, on_bad_image, progress=progress, decoders=decoders) for name, index in parts.items()
+            name: checked(index, on_bad_image, progress=progress, decoders=decoders, empty=not labelled)
+            for name, index in parts.items()
         }
 
 
-def _parts(name: str, data_dir: str | os.PathLike[str], on_bad_image: str) -> Parts:
+def _parts(name: str, data_dir: str | os.PathLike[str], on_bad_image: str, labelled: bool = True) -> Parts:
     """The parts of a named set with a `layout`, as many pictures as published unless on_bad_image is "skip"; or those
     of a path."""
     if name not in DATASETS:
-        return scan_parts(name, on_bad_image=on_bad_image)
+        return scan_parts(name, on_bad_image=on_bad_image, labelled=labelled)
     from opsin.data import published
 
     info = DATASETS[name]
@@ -468,10 +471,11 @@ def _in_words(splits: Mapping[str, int]) -> str:
     return ", ".join(f"{part} {count:,}" for part, count in splits.items())
 
 
-def scan_parts(path: str | os.PathLike[str], *, on_bad_image: str = "error") -> Parts:
+def scan_parts(path: str | os.PathLike[str], *, on_bad_image: str = "error", labelled: bool = True) -> Parts:
     """The parts of a person's own data, or `opsin.data.index.WHOLE` of what has none: a folder in one of the layouts
     of `opsin.data.published`, a folder of class folders, a CSV, TSV or list of paths and labels, a folder of such
-    lists, or a tar of class folders. No picture is opened."""
+    lists, or a tar of class folders. labelled: False takes a folder of pictures without class folders, too. No picture
+    is opened."""
     from opsin.data import index, manifest, published, shards, tar
 
     name = os.fspath(path)
@@ -482,7 +486,7 @@ def scan_parts(path: str | os.PathLike[str], *, on_bad_image: str = "error") -> 
         lists = manifest.find(name)
         if lists and not index.split_folders(name):
             return manifest.scan_parts(lists, on_bad_image=on_bad_image)
-        return index.scan_parts(name, on_bad_image=on_bad_image)
+        return (index.scan_parts if labelled else index.scan_any)(name, on_bad_image=on_bad_image)
     if not os.path.exists(name):
         raise UsageError(f"{name!r} is no folder here and no data set; {near(name, DATASETS)}")
     if name.lower().endswith(manifest.EXTENSIONS):

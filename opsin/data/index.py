@@ -187,6 +187,18 @@ class Index:
         """Picture number i, uint8 [c, h, w], c 1 or 3. min_size: see `opsin.data.decode.decode`."""
         return self.source.image(i, min_size)
 
+    def named(self, i: int) -> tuple[str, ...]:
+        """The names of the classes that picture number i is known to have."""
+        if self.many_labels:
+            return tuple(self.classes[k] for k in np.flatnonzero(self.labels[i] == 1))
+        return (self.classes[int(self.labels[i])],)
+
+    def file(self, i: int) -> str:
+        """The path of picture number i where it is a file of its own, else ""."""
+        source = self.source.source if isinstance(self.source, BoxSource) else self.source
+        path, part = source.file(i) if isinstance(source, InFiles) else ("", "")
+        return "" if part else path
+
     def subset(self, indices: Iterable[int] | np.ndarray) -> Index:
         """These pictures, in this order; classes stay the same."""
         chosen = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices), dtype=np.int64)
@@ -389,6 +401,29 @@ def _listing(folder: str) -> _Listing:
     except OSError as error:
         raise DataError(f"{printable(folder)}: cannot be listed: {error.strerror or error}") from error
     return _Listing(sorted(folders), sorted(others), links)
+
+
+def scan_any(folder: Path | str, *, on_bad_image: str = "error") -> Parts:
+    """As `scan_parts`; or, where pictures lie beside the class folders or there are none, all pictures of the folder
+    at any depth, of no class: labels [N, 0]. For what only looks at pictures; `DataError` where there is none."""
+    root = os.fspath(folder)
+    loose = any(os.path.splitext(name)[1].lower() in EXTENSIONS for name in _listing(root).others)
+    if not loose:
+        try:
+            return scan_parts(root, on_bad_image=on_bad_image)
+        except BadInput:
+            raise
+        except DataError:  # such as a class folder without pictures
+            pass
+    bad, ignored, below = list[BadInput](), list[str](), len(os.path.join(root, ""))
+    paths = _pictures(root, bad, ignored)
+    if bad and on_bad_image != "skip":
+        raise first_of(bad)
+    if not paths:
+        found = f"; the first that cannot be used: {bad[0]}" if bad else f"; looked for {', '.join(sorted(EXTENSIONS))}"
+        raise DataError(f"{printable(root)}: no pictures in this folder{found}")
+    keys = [printable(path[below:]) for path in paths]
+    return {WHOLE: Index(keys, np.zeros((len(keys), 0), np.float32), (), FileSource(paths), tuple(bad), tuple(ignored))}
 
 
 def _pictures(folder: str, bad: list[BadInput], ignored: list[str]) -> list[str]:
@@ -670,23 +705,26 @@ def checked(
     workers: int = CHECKERS,
     progress: Callable[[int, int], None] | None = None,
     decoders: Decoders | None = None,
+    empty: bool = False,
 ) -> Index:
-    """The index once all its pictures are known to be whole. Bad ones: "error" raises the first, "skip" leaves out."""
+    """The index once all its pictures are known to be whole. Bad ones: "error" raises the first, "skip" leaves out.
+    empty: as of `without`."""
     bad = check(index, workers, progress, decoders).bad
     if bad and on_bad_image != "skip":
         raise first_of(list(bad.values()), len(index))
-    return without(index, bad)
+    return without(index, bad, empty)
 
 
-def without(index: Index, bad: Mapping[int, BadInput]) -> Index:
-    """The index without these pictures, which are listed in `skipped`. `DataError` names a class that has none left."""
+def without(index: Index, bad: Mapping[int, BadInput], empty: bool = False) -> Index:
+    """The index without these pictures, which are listed in `skipped`. `DataError` names a class that has none left,
+    unless it may be `empty`."""
     if not bad:
         return index
     kept = index.subset([i for i in range(len(index)) if i not in bad])
-    empty = [index.classes[k] for k in np.flatnonzero((index.counts() > 0) & (kept.counts() == 0))]
-    if empty:
+    lost = [index.classes[k] for k in np.flatnonzero((index.counts() > 0) & (kept.counts() == 0))]
+    if lost and not empty:
         first = next(iter(bad.values()))
-        raise DataError(f"no picture that can be read is left in {', '.join(empty)}; the first that cannot: {first}")
+        raise DataError(f"no picture that can be read is left in {', '.join(lost)}; the first that cannot: {first}")
     return replace(kept, skipped=index.skipped + tuple(bad.values()))
 
 

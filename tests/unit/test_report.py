@@ -240,18 +240,18 @@ def test_sample_indices() -> None:
 
 def test_the_sheet_shows_pictures_with_their_names(tmp_path: Path) -> None:
     names = [HOSTILE[0], "b.jpg", "c\udcff.png"]
-    predictions = [[Prediction(HOSTILE[1], 1, 0.75), Prediction("dog", 0, 0.25)]] * 3
+    answers = [[Prediction(HOSTILE[1], 1, 0.75), Prediction("dog", 0, 0.25)]] * 3
     path = tmp_path / "out" / "sheet.html"
-    report.write_sheet(path, names, predictions, lambda i: picture(i, 90, 120), unreadable=["<x>.png: damaged"])
+    group = report.predictions(names, answers, lambda i: picture(i, 90, 120))
+    report.write_sheet(path, [group], title="P", lead="3 pictures", unreadable=["<x>.png: damaged"])
     page = check_self_contained(path.read_text(encoding="utf-8"))
     assert len(page.pictures()) == 3 and "3 pictures" in page.text
     assert HOSTILE[0] in page.text and HOSTILE[1] in page.text and "<x>.png: damaged" in page.text
     assert report.percent(0.75, 1) in page.text
     assert "width:75.0%" in [v.get("style") for _, v in page.elements]
-    assert "1 picture," in Page(report.sheet(["a"], predictions[:1], picture)).text
-    check_self_contained(report.sheet([], [], picture))
+    check_self_contained(report.sheet([report.predictions([], [], picture)], title="P"))
     with pytest.raises(UsageError, match="received 2 and 3"):
-        report.sheet(["a", "b"], predictions, picture)
+        report.predictions(["a", "b"], answers, picture)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
