@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,11 +76,7 @@ def any_pictures(data: str, split: str | None, data_dir: str, reporter: Reporter
 
     options = {"data_dir": data_dir, "on_bad_image": "skip", "progress": reporter.counter(f"reading {data}")}
     if data in datasets.DATASETS and not datasets.DATASETS[data].layout:
-        # Each part of it counts its pictures from nought.
-        parts = {
-            name: replace(part, keys=[f"{name}/{key}" for key in part.keys])
-            for name, part in datasets.load(data, **options).items()
-        }
+        parts = datasets.load(data, **options)
     else:
         parts = datasets.read_parts(data, labelled=False, **options)
     if split in (None, "all"):

@@ -109,11 +109,11 @@ def test_every_command_is_in_the_readme() -> None:
 def test_every_flag_that_the_readme_uses_exists(opsin_) -> None:
     flags: dict[str, set[str]] = {}
     for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines():
-        for command, rest in re.findall(r"\bopsin ([a-z]+)((?: +[^\s#`|]+)*)", line):
+        for command, rest in re.findall(r"\bopsin (data [a-z]+|[a-z]+)((?: +[^\s#`|]+)*)", line):
             flags.setdefault(command, set()).update(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", rest))
     for command, used in flags.items():
-        if command in COMMANDS:
-            known = set(re.findall(r"--[a-z][a-z0-9-]*", opsin_(command, "--help").out))
+        if command.split()[0] in COMMANDS:
+            known = set(re.findall(r"--[a-z][a-z0-9-]*", opsin_(*command.split(), "--help").out))
             assert used <= known, command
 
 
@@ -521,7 +521,7 @@ def test_features(shared, tmp_path, opsin_) -> None:
     code, out, _ = opsin_("features", shared / "run", shared / "pictures", "--split", "all", "--at", at, "-o", file)
     assert code == 0 and f"30 × {width}" in out
     with np.load(file, allow_pickle=False) as arrays:
-        assert set(arrays) == {"vectors", "labels", "keys", "classes"}
+        assert set(arrays) == {"vectors", "labels", "keys", "classes", "at"} and str(arrays["at"]) == at
         vectors, keys = arrays["vectors"], list(arrays["keys"])
         assert vectors.shape == (30, width) and vectors.dtype == np.float32
         assert sorted(arrays["labels"]) == [0] * 15 + [1] * 15 and list(arrays["classes"]) == ["dark", "light"]
