@@ -76,7 +76,8 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float, part: float) -> N
     off, so that the backward pass does not compute them.
     """
     for group in optimizer.param_groups:
-        since, until = group["since"], group["until"]
+        # v2's groups have no beginning, and those in checkpoints of an older opsin neither.
+        since, until = group.get("since", 0.0), group["until"]
         ends = until < 1
         group["lr"] = group["base_lr"] * (max(0.0, 1 - part / until) if ends and until > 0 else factor)
         if ends or since > 0:

@@ -314,16 +314,7 @@ class Updater(torch.optim.Optimizer):
         self.counts: dict[str, int] = {}
         super().__init__(
             [
-                {
-                    "params": params,
-                    "lr": 0.0,
-                    "base_lr": lr,
-                    "momentum": m,
-                    "decay": d,
-                    "clip": clip,
-                    "since": 0.0,
-                    "until": 1.0,
-                }
+                {"params": params, "lr": 0.0, "base_lr": lr, "momentum": m, "decay": d, "clip": clip, "until": 1.0}
                 for (lr, m, d, clip), params in groups.items()
             ],
             {},
