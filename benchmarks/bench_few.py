@@ -44,6 +44,12 @@ def split(pictures: index.Index, root: Path, each: int, test: int, seed: int, pa
                 writer.writerow((root / pictures.keys[int(i)], label, part))
 
 
+def known(folder: str) -> list[dict[str, str]]:
+    """The rows of this folder that have been measured so far."""
+    with open(common.RESULTS / "few.csv", newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["part"].startswith(f"{folder} ")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -66,7 +72,6 @@ def main() -> None:
     }
     root = given.folder.resolve()
     pictures = index.scan(root)
-    lr = None  # of fine-tuning
     for seed in range(given.first, given.first + given.splits):
         for name in given.sides or sides:
             options = sides[name]
@@ -74,14 +79,13 @@ def main() -> None:
                 listed = Path(folder) / "pictures.csv"
                 split(pictures, root, given.each, given.test, seed, listed)
                 if name == EQUAL:
-                    options = {**options, "lr": lr}
+                    (tuned,) = (row for row in known(root.name) if row["part"] == f"{root.name} {seed} fine-tuned")
+                    options = {**options, "lr": float(tuned["lr"])}
                 start = time.perf_counter()
                 run = opsin.train(str(listed), seed=seed, out=Path(folder) / "run", **options)
                 seconds = time.perf_counter() - start
             assert run.report is not None
             recipe = run.recipe
-            if name == "fine-tuned":
-                lr = recipe.optimizer.lr
             row = {
                 "part": f"{root.name} {seed} {name}",
                 "side": name,
@@ -95,10 +99,8 @@ def main() -> None:
             }
             print(f"split {seed}  {name:33}  {run.report.top1:7.2%}  {seconds:6.1f} s", flush=True)
             common.write("few", [row], part=row["part"])
-    with open(common.RESULTS / "few.csv", newline="", encoding="utf-8") as file:
-        known = [row for row in csv.DictReader(file) if row["part"].startswith(f"{root.name} ")]
     for name in sides:
-        values = [float(row["right"]) for row in known if row["side"] == name]
+        values = [float(row["right"]) for row in known(root.name) if row["side"] == name]
         spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")
         print(f"{name:33}  {np.mean(values):.2%} ± {spread:.2%}  (n = {len(values)} splits)")
 

@@ -150,6 +150,8 @@ def find(place: str | Path) -> Source:
     """The weights at `place`: FILE, DIR or hf:owner/name. `BadInput` names the file that is missing or damaged."""
     folder = fetch(str(place)) if str(place).startswith(PREFIX) else shipped.find(place)
     if not folder.is_dir():
+        if not folder.exists():
+            raise BadInput(folder, "No such file or directory")
         return Source(str(place), folder)
     if any(storage.holds(own) for own in (folder, folder / "classifier")):
         own = classifiers.load(folder)

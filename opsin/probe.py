@@ -81,29 +81,52 @@ def fit(vectors: Tensor, labels: Tensor, num_classes: int, seed: int = 0, *, int
     counts = np.bincount(y, minlength=num_classes)
     if counts.min() < 1:
         raise UsageError(f"a probe needs pictures of every class; {int((counts < 1).sum())} of {num_classes} have none")
-    mean = x.mean(0) if intercept else np.zeros(x.shape[1])
-    std = x.std(0)
-    std[std < 1e-6 * max(1e-12, std.max(initial=0.0))] = np.inf  # a feature that never varies says nothing
-    z = (x - mean) / std
-    strength = _strength(z, y, counts, seed, intercept)
+    z, mean, std = _standardised(x, intercept)
+    results = _held_out(z, y, counts, seed, intercept)
+    strength = STRENGTHS[int(np.argmin([loss for loss, _ in results]))] if results else 0.01
     weight, bias = _solve(z, y, strength, intercept)
     weight = weight / std
     bias = bias - weight @ mean
     return Fitted(torch.from_numpy(weight).float(), torch.from_numpy(bias).float(), strength)
 
 
-def _strength(z: np.ndarray, y: np.ndarray, counts: np.ndarray, seed: int, intercept: bool) -> float:
+def told(vectors: Tensor, labels: Tensor, seed: int = 0) -> float | None:
+    """The part of the pictures that a probe tells in the folds it was not fitted to, 0–1, at the best strength.
+
+    vectors: float [N, D]. labels: int64 [N]. Classes of fewer than two pictures are left out; None where fewer than two
+    classes are left.
+    """
+    y = labels.numpy()
+    enough = np.bincount(y)[y] >= 2
+    x, y = vectors.double().numpy()[enough], np.unique(y[enough], return_inverse=True)[1]
+    if len(np.unique(y)) < 2:
+        return None
+    return max(right for _, right in _held_out(_standardised(x, True)[0], y, np.bincount(y), seed, True))
+
+
+def _standardised(x: np.ndarray, centred: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(x - mean) / std, mean and std; a feature that never varies says nothing, and its std is infinite."""
+    mean = x.mean(0) if centred else np.zeros(x.shape[1])
+    std = x.std(0)
+    std[std < 1e-6 * max(1e-12, std.max(initial=0.0))] = np.inf
+    return (x - mean) / std, mean, std
+
+
+def _held_out(
+    z: np.ndarray, y: np.ndarray, counts: np.ndarray, seed: int, intercept: bool
+) -> list[tuple[float, float]]:
+    """For each of `STRENGTHS`, over the folds that were left out: the loss in all, and the part that is right."""
     folds = min(FOLDS, int(counts.min()))
     if folds < 2:
-        return 0.01
+        return []
     fold = np.empty(len(y), np.int64)  # each class dealt out evenly, in a random order
     for k, n in enumerate(counts):
         fold[np.flatnonzero(y == k)[order(seed, k, int(n))]] = np.arange(n) % folds
     chosen = np.sort(order(seed, len(counts), len(y))[:CHOOSING])
     z, y, fold = z[chosen], y[chosen], fold[chosen]
-    losses = []
+    results = []
     for strength in STRENGTHS:
-        total = 0.0
+        total, right, n = 0.0, 0, 0
         for k in range(folds):
             known = np.unique(y[fold != k])
             held = (fold == k) & np.isin(y, known)
@@ -111,10 +134,11 @@ def _strength(z: np.ndarray, y: np.ndarray, counts: np.ndarray, seed: int, inter
                 continue
             weight, bias = _solve(z[fold != k], y[fold != k], strength, intercept)
             logits = torch.from_numpy(z[held] @ weight.T + bias)
-            right = torch.from_numpy(np.searchsorted(known, y[held]))
-            total += float(nn.functional.cross_entropy(logits, right, reduction="sum"))
-        losses.append(total)
-    return STRENGTHS[int(np.argmin(losses))]
+            truth = torch.from_numpy(np.searchsorted(known, y[held]))
+            total += float(nn.functional.cross_entropy(logits, truth, reduction="sum"))
+            right, n = right + int((logits.argmax(1) == truth).sum()), n + len(truth)
+        results.append((total, right / max(1, n)))
+    return results
 
 
 def _solve(z: np.ndarray, y: np.ndarray, strength: float, intercept: bool) -> tuple[np.ndarray, np.ndarray]:

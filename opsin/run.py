@@ -70,6 +70,7 @@ EVALUATION_BATCH = 250
 UNEVEN = 5  # times as many pictures as the smallest class: worth a word
 SECONDS_BETWEEN_SAVES = 20.0
 SMALL = 64  # pixels of the longer side up to which pictures keep their own size
+KNOWN_BY = 1000  # training pictures by which it is found out how much weights know of them
 FEATURES = "features.safetensors"  # of the training pictures, for a probe
 SHOWN = 5  # pictures that were left out, by name
 
@@ -186,12 +187,13 @@ def train(
         of = facts(data, splits)
         made, words = derive.derive(of, name, options)
         if source is not None:
+            made, taken = _as_published(made, source)
             if probe:
                 made, words = derive.probe(made, of)
             else:
-                made, tuned = derive.fine_tuned(made, _learning(made), unfreeze)
+                known = _known(_changed(made, changes), source, splits["train"])
+                made, tuned = derive.fine_tuned(made, _learning(made), unfreeze, known)
                 words += tuned
-            made, taken = _as_published(made, source)
             words += taken
     made, enlarged = fitting(_changed(made, changes))
     # After the changes, so that it is true; what else was changed may contradict a word above.
@@ -232,6 +234,25 @@ def _learning(recipe: Recipe) -> list[str]:
         net, _ = _build(fitting(recipe)[0], 2)
     assert isinstance(net, ConvNet)
     return [name for name, stage in net.stages.items() if any(p.requires_grad for p in stage.parameters())]
+
+
+def _known(recipe: Recipe, source: hub.Source, train: Index) -> float | None:
+    """The part of the pictures that a probe on the weights' features tells, 0–1, from up to `KNOWN_BY` of them; None
+    where none can be fitted."""
+    if train.many_labels:
+        return None
+    recipe, _ = fitting(recipe)
+    net, _ = _build(recipe, len(train.classes))
+    weights.load_into(net, source.tensors(), recipe.model.name, adapt=True)
+    places = np.unique(np.linspace(0, len(train) - 1, KNOWN_BY).astype(int))
+    some = train.subset(places)
+    asked = NetClassifier(net, recipe.preprocess, train.classes, recipe.model)
+    batches = classifiers.prepared_batches(asked, some, batch_size=EVALUATION_BATCH, workers=recipe.data.workers or 1)
+    try:
+        vectors = probes.embeddings(net, (recipe.preprocess.normalize(images) for _, images in batches))
+    except UsageError:  # a head that a probe cannot replace
+        return None
+    return probes.told(vectors, torch.from_numpy(some.labels.copy()), recipe.seed)
 
 
 def _place(weights_: str) -> str:

@@ -633,6 +633,11 @@ def test_a_child_process_does_not_hold_its_parents_lock(tmp_path, nursery):
             process.kill()
             process.wait()
             os.kill(child, 0)
-            Lock(tmp_path).release()
+            for wait in range(100):  # the child lets go of it when it first runs, which a busy machine may put off
+                with contextlib.suppress(UsageError):
+                    Lock(tmp_path).release()
+                    break
+                assert wait < 99
+                time.sleep(0.1)
         finally:
             os.kill(child, signal.SIGKILL)

@@ -138,6 +138,18 @@ def test_the_strength_is_that_of_the_least_held_out_loss():
     assert probes.fit(vectors[:3], labels[:3], 3).strength == 0.01  # one of each: nothing to be held out
 
 
+def test_what_a_probe_tells_is_counted_on_pictures_that_it_has_not_seen():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 4
+    noise = torch.randn(200, 150, generator=generator)  # enough to tell the fitted pictures apart by chance
+    told = probes.told(noise, labels)
+    assert told is not None and told < 0.4
+    clear = torch.nn.functional.one_hot(labels, 4) + 0.1 * noise[:, :4]
+    assert probes.told(clear, labels) == 1
+    assert probes.told(clear, torch.where(labels == 3, 9, labels)) == 1  # a class without pictures
+    assert probes.told(clear[:5], labels[:5]) is None  # four of five classes have one picture
+
+
 def test_features_that_never_vary_and_scales_of_any_size_do_no_harm():
     labels = torch.arange(30) % 2
     vectors = torch.stack([torch.full((30,), 7.0), 1e6 * labels + torch.arange(30)], 1)
@@ -165,9 +177,10 @@ def test_fine_tuning_is_derived_from_weights_and_said(start, tmp_path, capsys):
     out = tmp_path / "run"
     assert cli.call(["train", str(folder), "--weights", str(start), "--epochs", "1", "--out", str(out)]) == 0
     said = capsys.readouterr().err
-    assert "the slower it learns, the first at 0.3 of the rate" in said
+    assert "a probe on what the weights know tells" in said and "the stages learn at" in said
     groups = {group.match: group for group in from_toml((out / "recipe.toml").read_text()).optimizer.groups}
-    assert groups["stages.stage3.*"].lr_scale == 1 and groups["stages.stage3.*"].since == 0
+    assert groups["stages.stage3.*"].lr_scale == (0.3 if "learnt on slowly" in said else 1)
+    assert groups["stages.stage3.*"].since == 0
     assert groups["stages.stage1.*"].lr_scale < groups["stages.stage2.*"].lr_scale
     dry = [
         "train",
@@ -211,11 +224,16 @@ def test_what_does_not_fit_together_is_said(start, tmp_path, capsys, flags, expe
 def test_weights_of_photographs_bring_their_size_and_small_pictures_keep_theirs(tmp_path):
     facts = derive.Facts("x", 100, 2, 300, 400, 3, (0.5,) * 3, (0.2,) * 3, True)
     recipe = derive.derive(facts, "resnet18")[0]
-    tuned_, words = derive.fine_tuned(recipe, ["stem", "stage1", "stage2", "stage3", "stage4"])
+    stages = ["stem", "stage1", "stage2", "stage3", "stage4"]
+    tuned_, words = derive.fine_tuned(recipe, stages, known=0.8)
     scales = [group.lr_scale for group in tuned_.optimizer.groups]
-    assert scales == sorted(scales) and math.isclose(scales[0], 0.3) and scales[-1] == 1
-    assert "the first at 0.3 of the rate" in words[0]
+    assert scales == sorted(scales) and math.isclose(scales[0], 0.03) and scales[-1] == 0.3
+    assert "tells 80%" in words[0] and "0.03 to 0.3 of the head's rate" in words[0]
+    assert derive.fine_tuned(recipe, stages)[0] == tuned_  # what is not known is kept
     assert isinstance(tuned_.optimizer, SGD) and isinstance(recipe.optimizer, SGD)
-    assert tuned_.optimizer.lr == 0.3 > recipe.optimizer.lr  # whatever the batch
+    assert tuned_.optimizer.lr == recipe.optimizer.lr
+    other, words = derive.fine_tuned(recipe, stages, known=0.2)
+    assert isinstance(other.optimizer, SGD) and other.optimizer.lr > recipe.optimizer.lr
+    assert min(group.lr_scale for group in other.optimizer.groups) == 0.5 and "much is to be learnt anew" in words[0]
     assert tuned_.data == Data(name="x", batch_size=recipe.data.batch_size)
     assert tuned_.model == ModelSpec(name="resnet18")

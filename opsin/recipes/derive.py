@@ -16,8 +16,12 @@ DEFAULT = "smallnet"
 # Networks without batch normalisation: plain descent at the usual rates diverges or crawls on them.
 WITHOUT_NORM = ("lenet5", "lenet", "alexnet", "alexnet_owt", "alexnet_cifar", "nin_cifar", "nin", "googlenet")
 WITHOUT_NORM += ("vgg11", "vgg13", "vgg16", "vgg19")
-# Of fine-tuning: the rate of plain descent, whatever the batch, and the first stage's part of it (LOG, "Ten a class").
-TUNING, FAR = 0.3, 0.3
+# Of fine-tuning (LOG, "Ten a class"): the part of pictures that a probe must tell for the features to be worth keeping.
+# Then the last stage's part of the head's rate, and the first one's of the last one's; else the rate of plain descent,
+# whatever the batch, and the first stage's part of it.
+KNOWN = 0.5
+NEAR, NEAR_FIRST = 0.3, 0.1
+FAR_RATE, FAR_FIRST = 0.5, 0.5
 LARGE = 128  # pixels of the longer side for many labels (LOG, "BCCD")
 
 
@@ -114,23 +118,36 @@ def derive(facts: Facts, model: str = DEFAULT, options: dict[str, Any] | None = 
     return recipe, words
 
 
-def fine_tuned(recipe: Recipe, stages: Sequence[str], unfreeze: float = 0.0) -> tuple[Recipe, list[str]]:
+def fine_tuned(
+    recipe: Recipe, stages: Sequence[str], unfreeze: float = 0.0, known: float | None = None
+) -> tuple[Recipe, list[str]]:
     """The recipe for a network that starts from weights. The nearer a stage is to the picture, the more general is what
-    it knows, and the less it changes; the head is new and learns at the full rate, as the last stage does.
+    it knows, and the less it changes; the head is new.
 
     stages: those that have parameters, in the order of the flow. unfreeze: the part of the training over which they
-    begin to learn, the last one first (Howard and Ruder 2018, section 3.3); 0: all from the start.
+    begin to learn, the last one first (Howard and Ruder 2018, section 3.3); 0: all from the start. known: the part of
+    the pictures that a probe on the network's features tells. Where it is large they are worth keeping, and the stages
+    learn slowly; where it is not, they learn fast, for trained filters are larger than new ones. None: not known, as of
+    many labels: slowly.
     """
     optimizer = recipe.optimizer
-    words = f"fine-tuning: the nearer a stage is to the picture, the slower it learns, the first at {FAR:g} of the rate"
-    if isinstance(optimizer, SGD):
-        optimizer = replace(optimizer, lr=TUNING)
+    near = known is None or known >= KNOWN
+    if not near and isinstance(optimizer, SGD):
+        optimizer = replace(optimizer, lr=FAR_RATE)
+    last, first = (NEAR, NEAR_FIRST) if near else (1.0, FAR_FIRST)
     settled = [group.match for group in optimizer.groups]
     matches = [match for name in stages if (match := f"stages.{name}.*") not in settled]
     groups, steps = [], max(1, len(matches) - 1)
     for k, match in enumerate(matches):
-        scale, since = FAR ** ((len(matches) - 1 - k) / steps), unfreeze * (len(matches) - k) / len(matches)
+        scale = last * first ** ((len(matches) - 1 - k) / steps)
+        since = unfreeze * (len(matches) - k) / len(matches)
         groups.append(Group(match=match, lr_scale=round(scale, 4), since=round(since, 4)))
+    words = f"fine-tuning: the stages learn at {last * first:g} to {last:g} of the head's rate, the first the least"
+    if known is not None:
+        words = (
+            f"a probe on what the weights know tells {known:.0%} of the training pictures (held out in turn), so "
+            f"{'that is kept, and learnt on slowly' if near else 'much is to be learnt anew'}; {words}"
+        )
     if unfreeze:
         words += f"; they begin one after the other, the last first, over {unfreeze:.0%} of the training"
     return replace(recipe, optimizer=replace(optimizer, groups=(*optimizer.groups, *groups))), [words]
