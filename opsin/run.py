@@ -70,7 +70,7 @@ EVALUATION_BATCH = 250
 UNEVEN = 5  # times as many pictures as the smallest class: worth a word
 SECONDS_BETWEEN_SAVES = 20.0
 SMALL = 64  # pixels of the longer side up to which pictures keep their own size
-KNOWN_BY = 1000  # training pictures by which it is found out how much weights know of them
+KNOWN_BY = 500  # training pictures by which it is found out how much weights know of them
 FEATURES = "features.safetensors"  # of the training pictures, for a probe
 SHOWN = 5  # pictures that were left out, by name
 
@@ -191,7 +191,7 @@ def train(
             if probe:
                 made, words = derive.probe(made, of)
             else:
-                known = _known(_changed(made, changes), source, splits["train"])
+                known = _known(_changed(made, changes), source, splits["train"], reporter)
                 made, tuned = derive.fine_tuned(made, _learning(made), unfreeze, known)
                 words += tuned
             words += taken
@@ -236,7 +236,7 @@ def _learning(recipe: Recipe) -> list[str]:
     return [name for name, stage in net.stages.items() if any(p.requires_grad for p in stage.parameters())]
 
 
-def _known(recipe: Recipe, source: hub.Source, train: Index) -> float | None:
+def _known(recipe: Recipe, source: hub.Source, train: Index, reporter: Reporter) -> float | None:
     """The part of the pictures that a probe on the weights' features tells, 0–1, from up to `KNOWN_BY` of them; None
     where none can be fitted."""
     if train.many_labels:
@@ -249,7 +249,9 @@ def _known(recipe: Recipe, source: hub.Source, train: Index) -> float | None:
     asked = NetClassifier(net, recipe.preprocess, train.classes, recipe.model)
     batches = classifiers.prepared_batches(asked, some, batch_size=EVALUATION_BATCH, workers=recipe.data.workers or 1)
     try:
-        vectors = probes.embeddings(net, (recipe.preprocess.normalize(images) for _, images in batches))
+        show = reporter.counter("trying what the weights know")
+        progress = None if show is None else lambda done: show(done, len(some))
+        vectors = probes.embeddings(net, (recipe.preprocess.normalize(images) for _, images in batches), progress)
     except UsageError:  # a head that a probe cannot replace
         return None
     return probes.told(vectors, torch.from_numpy(some.labels.copy()), recipe.seed)
