@@ -101,6 +101,8 @@ def main() -> None:
             common.write("few", [row], part=row["part"])
     for name in sides:
         values = [float(row["right"]) for row in known(root.name) if row["side"] == name]
+        if not values:
+            continue
         spread = np.std(values, ddof=1) if len(values) > 1 else float("nan")
         print(f"{name:33}  {np.mean(values):.2%} ± {spread:.2%}  (n = {len(values)} splits)")
 
