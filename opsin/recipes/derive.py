@@ -144,10 +144,9 @@ def fine_tuned(
         groups.append(Group(match=match, lr_scale=round(scale, 4), since=round(since, 4)))
     words = f"fine-tuning: the stages learn at {last * first:g} to {last:g} of the head's rate, the first the least"
     if known is not None:
-        words = (
-            f"a probe on what the weights know tells {known:.0%} of the training pictures (held out in turn), so "
-            f"{'that is kept, and learnt on slowly' if near else 'much is to be learnt anew'}; {words}"
-        )
+        so = "it is learnt on slowly (--probe keeps it whole, in seconds)" if near else "much is to be learnt anew"
+        told = f"a probe on what the weights know tells {known:.0%} of the training pictures (held out in turn)"
+        words = f"{told}, so {so}; {words}"
     if unfreeze:
         words += f"; they begin one after the other, the last first, over {unfreeze:.0%} of the training"
     return replace(recipe, optimizer=replace(optimizer, groups=(*optimizer.groups, *groups))), [words]
