@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -33,6 +33,27 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("MPLCONFIGDIR", str(home / "matplotlib"))
         patch.setenv("MPLBACKEND", "agg")
         yield
+
+
+class Said(NamedTuple):
+    """What a command left: its exit code, stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def opsin_(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Runs a command line in this process."""
+    from opsin import cli
+
+    def run(*arguments: object) -> Said:
+        capsys.readouterr()
+        code = cli.call([str(argument) for argument in arguments])
+        return Said(code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

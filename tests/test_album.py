@@ -10,7 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from opsin import album, chosen, classifier, cli, models, report, storage
+from opsin import album, chosen, classifier, models, report, storage
 from opsin.classifier import NetClassifier
 from opsin.console import Reporter
 from opsin.data.datasets import load
@@ -27,28 +27,11 @@ from opsin.errors import BadInput, OpsinError, StorageError, UsageError
 from opsin.preprocess import Preprocess
 from opsin.recipe import ModelSpec
 from tests import make
+from tests.conftest import Said
 from tests.unit.test_report import HOSTILE, check_self_contained
 
 CLASSES = ("dark", "light", "middle")
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def opsin_(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """Runs a command line in this process."""
-
-    def run(*arguments: object) -> Said:
-        capsys.readouterr()
-        code = cli.call([str(argument) for argument in arguments])
-        return Said(code, *capsys.readouterr())
-
-    return run
 
 
 def net(thresholds: tuple[float, ...] | None = None) -> NetClassifier:

@@ -13,9 +13,8 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,25 +37,7 @@ COMMANDS += ("doctor",)
 FAST = ("--model", "lenet", "--epochs", "2", "--lr", "0.05", "--batch-size", "8")
 
 
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def opsin_(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    """Runs a command line in this process."""
-
-    def run(*arguments: object) -> Said:
-        capsys.readouterr()
-        code = cli.call([str(argument) for argument in arguments])
-        return Said(code, *capsys.readouterr())
-
-    return run
 
 
 def process(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:

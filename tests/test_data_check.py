@@ -10,7 +10,6 @@ import shutil
 import socket
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +30,6 @@ PNG = make.encode(make.gradient(12, 10))
 JPEG = make.encode(make.photograph(60, 80), "JPEG")
 FAST = ("--model", "lenet", "--epochs", "2", "--lr", "0.05", "--batch-size", "8", "--quiet")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
-
-
-@pytest.fixture
-def opsin_(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command line in this process."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.call([str(argument) for argument in arguments])
-        return (code, *capsys.readouterr())
-
-    return run
 
 
 def write(folder: Path, files: dict[str, bytes]) -> Path:

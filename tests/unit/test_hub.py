@@ -9,7 +9,6 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import opsin
-from opsin import cli, hub, models, shipped
+from opsin import hub, models, shipped
 from opsin import run as runs
 from opsin.classifier import NetClassifier
 from opsin.errors import BadInput, StorageError, UsageError
@@ -72,18 +71,6 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def opsin_(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs a command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.call([str(argument) for argument in arguments])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 # ---------------------------------------------------------------------------------------------------------------------
