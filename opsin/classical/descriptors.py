@@ -19,7 +19,8 @@ from torch.nn import functional
 from opsin.errors import UsageError, near
 from opsin.preprocess import LUMA
 
-PART = 1 << 20  # numbers in the maps of the pictures that are taken at once: 4 MiB
+# Numbers in the maps of the pictures that are taken at once: 1 MiB on the CPU, 128 MiB elsewhere.
+PART, LARGE_PART = 1 << 18, 1 << 25
 BINS, ANGLES = 4, 8  # of SIFT: 4 × 4 bins of 8 orientations (Lowe 2004, section 6.1)
 CLIP = 0.2  # of SIFT (Lowe 2004, section 6.1) and of HOG's L2-Hys (Dalal and Triggs 2005, section 6.4)
 
@@ -44,15 +45,15 @@ def joined(grids: Sequence[Grid]) -> Grid:
 
 
 def planes(images: Tensor, space: Literal["grey", "rgb", "opponent"] = "grey") -> Tensor:
-    """Pixels [B, 1 or 3, H, W] as float32 [B, 1 or 3, H, W], for descriptors of colour: each plane is one channel of them.
+    """Pixels [B, 1 or 3, H, W] as float32 [B, 1 or 3, H, W], for descriptors of colour: a plane is a channel of them.
 
     "grey" is BT.601's luma; "opponent" red–green, yellow–blue and intensity (van de Sande et al. 2010, equation 5), the
     first two 0 where a picture is grey.
     """
     if space not in ("grey", "rgb", "opponent"):
         raise UsageError(f"planes: unknown space {space!r}; {near(space, ('grey', 'rgb', 'opponent'))}")
-    images = _pixels(images)
-    channels = images.shape[1]
+    _check(images)
+    images, channels = images.to(torch.float32), images.shape[1]
     if channels not in (1, 3):
         raise UsageError(f"planes: expected pictures of 1 or 3 channels, received {channels}")
     if space == "grey":
@@ -98,9 +99,9 @@ def sift(
     margin = bin_size - 1  # how far a bin reaches beyond its centre
 
     def describe(part: Tensor) -> Tensor:
-        across, down = _gradients(_blurred(part, smooth) if smooth else part)
+        down, across = torch.gradient(_blurred(part, smooth) if smooth else part, dim=(1, 2))
         across, down = (functional.pad(each, (margin,) * 4, mode="replicate") for each in (across, down))
-        maps = _orientations(across.transpose(0, 1), down.transpose(0, 1))
+        maps = _orientations(across.transpose(0, 1).contiguous(), down.transpose(0, 1).contiguous())
         if window == "gaussian":
             bins = _sums(maps, kernels.to(maps), step)
         else:  # one kernel serves all bins: summed wherever a bin of some frame is, then handed out
@@ -205,21 +206,19 @@ def patches(images: Tensor, *, side: int, step: int, contrast: float = 10.0) -> 
     if not contrast > 0:
         raise UsageError(f"patches: expected contrast above 0, received {contrast}")
     rows, columns, places = _frames("patches", images, side, step)
-    cut = _pixels(images).unfold(2, side, step).unfold(3, side, step)  # [B, C, rows, columns, side, side], a view
-    vectors = cut.permute(0, 2, 3, 1, 4, 5).reshape(len(images), rows * columns, -1)
-    if vectors.data_ptr() == images.data_ptr():
-        vectors = vectors.clone()
+    cut = images.unfold(2, side, step).unfold(3, side, step)  # [B, C, rows, columns, side, side], a view
+    cut = cut.permute(0, 2, 3, 1, 4, 5).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    vectors = cut.view(len(images), rows * columns, -1)
     vectors -= vectors.mean(-1, keepdim=True)
     variance = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).square_() / vectors.shape[-1]
     return Grid(vectors.mul_((variance + contrast).rsqrt_()), places)
 
 
-def _pixels(images: Tensor) -> Tensor:
+def _check(images: Tensor) -> None:
     if images.ndim != 4 or not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise UsageError(
             f"expected pictures as uint8 or float [B, C, H, W], received {images.dtype} {tuple(images.shape)}"
         )
-    return images.to(torch.float32)
 
 
 def _positive(kind: str, **sizes: int) -> None:
@@ -230,11 +229,12 @@ def _positive(kind: str, **sizes: int) -> None:
 
 def _frames(kind: str, images: Tensor, extent: int, step: int) -> tuple[int, int, Tensor]:
     """How many rows and columns of frames of `extent` pixels there are, and their centres as `Grid.places`."""
-    height, width = images.shape[-2:]
+    _check(images)
+    height, width = images.shape[2:]
     if min(height, width) < extent:
         raise UsageError(
-            f"{kind}: expected pictures of at least {extent} × {extent} pixels, which one descriptor of these sizes covers, "
-            f"received {height} × {width}; larger pictures or smaller bins, cells or sides would do"
+            f"{kind}: expected pictures of at least {extent} × {extent} pixels, which one descriptor of these sizes "
+            f"covers, received {height} × {width}; larger pictures or smaller bins, cells or sides would do"
         )
     rows, columns = ((size - extent) // step + 1 for size in (height, width))
     y = (torch.arange(rows) * step + extent / 2) / height
@@ -247,13 +247,13 @@ def _in_parts(images: Tensor, frames: int, length: int, maps: int, describe: Cal
 
     maps: how many numbers `describe` needs for a pixel, about.
     """
-    pixels = _pixels(images[:0])
     count, channels, height, width = images.shape
-    vectors = pixels.new_empty(count, frames, channels * length)
-    part = max(1, PART // max(1, maps * channels * height * width))
+    vectors = torch.empty(count, frames, channels * length, device=images.device)
+    limit = PART if images.device.type == "cpu" else LARGE_PART
+    part = max(1, limit // max(1, maps * channels * height * width))
     for start in range(0, count, part):
         stop = min(count, start + part)
-        found = describe(_pixels(images[start:stop]).flatten(0, 1))
+        found = describe(images[start:stop].to(torch.float32).flatten(0, 1))
         vectors[start:stop].view(-1, frames, channels, length).copy_(
             found.view(-1, channels, frames, length).transpose(1, 2)
         )
@@ -297,30 +297,31 @@ def _sift_weights(bin_size: int, window: str) -> tuple[Tensor, Tensor]:
     return kernels / kernels.sum(), torch.ones(BINS, BINS, 1, dtype=torch.float64)
 
 
-def _gradients(part: Tensor) -> tuple[Tensor, Tensor]:
-    """Of [P, H, W] along x and y, for one pixel: half the difference of the neighbours, at the border of the two
-    outermost pixels."""
-    down, across = torch.gradient(part, dim=(1, 2))
-    return across, down
-
-
 def _orientations(across: Tensor, down: Tensor) -> Tensor:
     """Gradients [H, P, W] as maps [H, P, 8, W]: the magnitude, shared linearly by the two nearest orientations."""
     angle = torch.atan2(down, across).mul_(ANGLES / (2 * math.pi))  # -4 … 4
+    magnitude = torch.addcmul(across * across, down, down).sqrt_()
     centres = torch.tensor([0, 1, 2, 3, 4, -3, -2, -1], device=angle.device, dtype=angle.dtype)
-    maps = angle[:, :, None] - centres[:, None]
-    maps[:, :, 4] = angle.abs().sub_(4)  # 4 and -4 are one
-    torch.sub(1, maps.abs_(), out=maps)
-    return maps.clamp_(min=0).mul_(torch.addcmul(across * across, down, down).sqrt_()[:, :, None])
+    # magnitude · max(0, 1 - |angle - centre|), in as few passes over the maps as there can be.
+    angle.mul_(magnitude)
+    maps = torch.addcmul(angle[:, :, None], magnitude[:, :, None], centres[:, None], value=-1)
+    maps[:, :, 4] = angle.abs_().sub_(magnitude, alpha=4)  # 4 and -4 are one
+    return torch.sub(magnitude[:, :, None], maps.abs_(), out=maps).clamp_(min=0)
 
 
 def _blurred(part: Tensor, sigma: float) -> Tensor:
     """[P, H, W] by a Gaussian of `sigma` pixels, cut at four of them; beyond the border the outermost pixels go on."""
-    reach = math.ceil(4 * sigma)
+    reach, block = math.ceil(4 * sigma), 16  # a product with a small matrix gives `block` pixels of a line
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=part.device) / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).view(1, 1, -1, 1)
-    padded = functional.pad(part[:, None], (reach,) * 4, mode="replicate")
-    return functional.conv2d(functional.conv2d(padded, kernel), kernel.transpose(2, 3))[:, 0]
+    kernels = kernel.new_zeros(block, block + 2 * reach)
+    for number in range(block):
+        kernels[number, number : number + len(kernel)] = kernel / kernel.sum()
+    part = part.transpose(0, 1)
+    for _ in range(2):
+        size = len(part)
+        lines = torch.arange(-reach, math.ceil(size / block) * block + reach, device=part.device).clamp_(0, size - 1)
+        part = _windows(part[lines].flatten(1), kernels, block).view(-1, *part.shape[1:])[:size].transpose(0, 2)
+    return part.transpose(0, 1)
 
 
 def _patterns(part: Tensor, points: int, radius: float) -> Tensor:
@@ -352,8 +353,7 @@ def _code_table(points: int, method: str) -> Tensor:
     mixed = (bits != bits.roll(1, 1)).sum(1) > 2
     if method == "rotation":
         return torch.where(mixed, points + 1, ones)
-    first_one, first_zero = bits.argmax(1), bits.argmin(1)
-    turns = torch.where(first_one == 0, ones - first_zero, points - first_one)
-    codes = 1 + (ones - 1) * points + turns
+    start = (bits > bits.roll(1, 1)).to(torch.int64).argmax(1)  # of the one run of ones
+    codes = 1 + (ones - 1) * points + -start % points
     codes = torch.where(ones == 0, 0, torch.where(ones == points, points * (points - 1) + 1, codes))
     return torch.where(mixed, points * (points - 1) + 2, codes)
