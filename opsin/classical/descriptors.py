@@ -117,7 +117,7 @@ def sift(
         vectors = _unit(_unit(vectors).clamp_(max=CLIP)).masked_fill_(faint, 0)
         return functional.normalize(vectors, p=1.0, dim=-1).sqrt_() if root else vectors
 
-    return Grid(_in_parts(images, rows * columns, BINS * BINS * ANGLES, ANGLES, describe), places)
+    return Grid(_in_parts(images, rows, columns, BINS * BINS * ANGLES, ANGLES, describe), places)
 
 
 def hog(images: Tensor, *, step: int, cell: int, block: int = 2, orientations: int = 9) -> Grid:
@@ -146,7 +146,7 @@ def hog(images: Tensor, *, step: int, cell: int, block: int = 2, orientations: i
         vectors = _sums(maps, kernels.to(maps), step).flatten(3)
         return _unit(_unit(vectors, 1e-5).clamp_(max=CLIP), 1e-5)
 
-    return Grid(_in_parts(images, rows * columns, block * block * orientations, orientations, describe), places)
+    return Grid(_in_parts(images, rows, columns, block * block * orientations, orientations, describe), places)
 
 
 def lbp(
@@ -192,7 +192,7 @@ def lbp(
         counts.scatter_add_(0, places.flatten(), counts.new_ones(1).expand(places.numel()))
         return _sums(counts.view(shape), kernel.to(counts) / square, step // square).flatten(3)
 
-    return Grid(_in_parts(images, rows * columns, codes, codes, describe), places)
+    return Grid(_in_parts(images, rows, columns, codes, codes, describe), places)
 
 
 def patches(images: Tensor, *, side: int, step: int, contrast: float = 10.0) -> Grid:
@@ -208,7 +208,7 @@ def patches(images: Tensor, *, side: int, step: int, contrast: float = 10.0) -> 
     rows, columns, places = _frames("patches", images, side, step)
     cut = images.unfold(2, side, step).unfold(3, side, step)  # [B, C, rows, columns, side, side], a view
     cut = cut.permute(0, 2, 3, 1, 4, 5).to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-    vectors = cut.view(len(images), rows * columns, -1)
+    vectors = cut.view(len(images), rows * columns, images.shape[1] * side * side)
     vectors -= vectors.mean(-1, keepdim=True)
     variance = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).square_() / vectors.shape[-1]
     return Grid(vectors.mul_((variance + contrast).rsqrt_()), places)
@@ -242,22 +242,22 @@ def _frames(kind: str, images: Tensor, extent: int, step: int) -> tuple[int, int
     return rows, columns, torch.cartesian_prod(y, x).to(images.device)
 
 
-def _in_parts(images: Tensor, frames: int, length: int, maps: int, describe: Callable[[Tensor], Tensor]) -> Tensor:
-    """float32 [B, frames, C · length] by `describe`: planes float32 [P, H, W] → [P, rows, columns, length].
+def _in_parts(
+    images: Tensor, rows: int, columns: int, length: int, maps: int, describe: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """float32 [B, rows · columns, C · length] by `describe`: planes float32 [P, H, W] → [P, rows, columns, length].
 
     maps: how many numbers `describe` needs for a pixel, about.
     """
     count, channels, height, width = images.shape
-    vectors = torch.empty(count, frames, channels * length, device=images.device)
+    vectors = torch.empty(count, rows, columns, channels, length, device=images.device)
     limit = PART if images.device.type == "cpu" else LARGE_PART
     part = max(1, limit // max(1, maps * channels * height * width))
     for start in range(0, count, part):
-        stop = min(count, start + part)
-        found = describe(images[start:stop].to(torch.float32).flatten(0, 1))
-        vectors[start:stop].view(-1, frames, channels, length).copy_(
-            found.view(-1, channels, frames, length).transpose(1, 2)
-        )
-    return vectors
+        some = images[start : start + part]
+        found = describe(some.to(torch.float32).flatten(0, 1)).unflatten(0, (len(some), channels))
+        vectors[start : start + part] = found.permute(0, 2, 3, 1, 4)
+    return vectors.view(count, rows * columns, channels * length)
 
 
 def _windows(maps: Tensor, kernels: Tensor, step: int) -> Tensor:
