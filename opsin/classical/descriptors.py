@@ -101,7 +101,7 @@ def sift(
     def describe(part: Tensor) -> Tensor:
         down, across = torch.gradient(_blurred(part, smooth) if smooth else part, dim=(1, 2))
         across, down = (functional.pad(each, (margin,) * 4, mode="replicate") for each in (across, down))
-        maps = _orientations(across.transpose(0, 1).contiguous(), down.transpose(0, 1).contiguous())
+        maps = _orientations(across.permute(2, 0, 1).contiguous(), down.permute(2, 0, 1).contiguous())
         if window == "gaussian":
             bins = _sums(maps, kernels.to(maps), step)
         else:  # one kernel serves all bins: summed wherever a bin of some frame is, then handed out
@@ -138,7 +138,7 @@ def hog(images: Tensor, *, step: int, cell: int, block: int = 2, orientations: i
         across, down = torch.zeros_like(part), torch.zeros_like(part)
         across[:, :, 1:-1] = part[:, :, 2:] - part[:, :, :-2]
         down[:, 1:-1] = part[:, 2:] - part[:, :-2]
-        across, down = across.transpose(0, 1), down.transpose(0, 1)
+        across, down = across.permute(2, 0, 1), down.permute(2, 0, 1)
         # The little more keeps angles on an edge between two orientations in the upper one, however atan2 rounds.
         angle = torch.atan2(down, across).mul_(orientations / math.pi).add_(1e-5).floor_() % orientations
         known = torch.arange(orientations, device=part.device, dtype=part.dtype)
@@ -183,11 +183,11 @@ def lbp(
 
     def describe(part: Tensor) -> Tensor:
         seen = table.to(part.device)[_patterns(part, points, radius)][:, :height, :width]
-        shape = (height // square, len(part), codes, width // square)
+        shape = (width // square, len(part), codes, height // square)
         y = torch.arange(height, device=part.device)[:, None] // square
         x = torch.arange(width, device=part.device) // square
         picture = torch.arange(len(part), device=part.device)[:, None, None]
-        places = ((y * shape[1] + picture) * shape[2] + seen) * shape[3] + x
+        places = ((x * shape[1] + picture) * shape[2] + seen) * shape[3] + y
         counts = torch.zeros(math.prod(shape), device=part.device)
         counts.scatter_add_(0, places.flatten(), counts.new_ones(1).expand(places.numel()))
         return _sums(counts.view(shape), kernel.to(counts) / square, step // square).flatten(3)
@@ -267,18 +267,18 @@ def _windows(maps: Tensor, kernels: Tensor, step: int) -> Tensor:
 
 
 def _sums(maps: Tensor, kernels: Tensor, step: int) -> Tensor:
-    """Maps [H, P, T, W] and the weights [n, size] of each bin along either axis: [P, rows, columns, n, n, T]."""
-    _, count, kinds, width = maps.shape
-    down = _windows(maps.flatten(1), kernels, step)  # [rows, n, P·T·W]
-    down = down.view(-1, len(kernels), count, kinds, width).permute(4, 2, 0, 1, 3)
-    across = _windows(down.flatten(1), kernels, step)  # [columns, n, P·rows·n·T]
-    return across.view(-1, len(kernels), count, down.shape[2], len(kernels), kinds).permute(2, 3, 0, 4, 1, 5)
+    """Maps [W, P, T, H] and the weights [n, size] of each bin along either axis: [P, rows, columns, n, n, T]."""
+    _, count, kinds, height = maps.shape
+    across = _windows(maps.flatten(1), kernels, step)  # [columns, n, P·T·H]
+    across = across.view(-1, len(kernels), count, kinds, height).permute(4, 2, 0, 1, 3)
+    down = _windows(across.flatten(1), kernels, step)  # [rows, n, P·columns·n·T]
+    return down.view(-1, len(kernels), count, across.shape[2], len(kernels), kinds).permute(2, 0, 3, 1, 4, 5)
 
 
 def _unit(vectors: Tensor, epsilon: float = 1e-12) -> Tensor:
     """In place, by √(length² + epsilon²)."""
     length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors.div_(length.square_().add_(epsilon**2).sqrt_())
+    return vectors.mul_(length.square_().add_(epsilon**2).rsqrt_())
 
 
 def _sift_weights(bin_size: int, window: str) -> tuple[Tensor, Tensor]:
@@ -298,7 +298,7 @@ def _sift_weights(bin_size: int, window: str) -> tuple[Tensor, Tensor]:
 
 
 def _orientations(across: Tensor, down: Tensor) -> Tensor:
-    """Gradients [H, P, W] as maps [H, P, 8, W]: the magnitude, shared linearly by the two nearest orientations."""
+    """Gradients [W, P, H] as maps [W, P, 8, H]: the magnitude, shared linearly by the two nearest orientations."""
     angle = torch.atan2(down, across).mul_(ANGLES / (2 * math.pi))  # -4 … 4
     magnitude = torch.addcmul(across * across, down, down).sqrt_()
     centres = torch.tensor([0, 1, 2, 3, 4, -3, -2, -1], device=angle.device, dtype=angle.dtype)
@@ -311,17 +311,22 @@ def _orientations(across: Tensor, down: Tensor) -> Tensor:
 
 def _blurred(part: Tensor, sigma: float) -> Tensor:
     """[P, H, W] by a Gaussian of `sigma` pixels, cut at four of them; beyond the border the outermost pixels go on."""
-    reach, block = math.ceil(4 * sigma), 16  # a product with a small matrix gives `block` pixels of a line
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=part.device) / sigma) ** 2)
-    kernels = kernel.new_zeros(block, block + 2 * reach)
-    for number in range(block):
-        kernels[number, number : number + len(kernel)] = kernel / kernel.sum()
-    part = part.transpose(0, 1)
-    for _ in range(2):
-        size = len(part)
-        lines = torch.arange(-reach, math.ceil(size / block) * block + reach, device=part.device).clamp_(0, size - 1)
-        part = _windows(part[lines].flatten(1), kernels, block).view(-1, *part.shape[1:])[:size].transpose(0, 2)
-    return part.transpose(0, 1)
+    reach, block = math.ceil(4 * sigma), 64  # a product with a small matrix gives `block` pixels of a line
+    for axis in (1, 2):
+        size = part.shape[axis]
+        seen = torch.arange(-reach, size + reach)
+        distance = (seen - torch.arange(size)[:, None]).to(torch.float64)
+        weights = torch.exp(-0.5 * (distance / sigma) ** 2) * (distance.abs() <= reach)
+        matrix = torch.zeros(size, size, dtype=torch.float64).index_add_(1, seen.clamp(0, size - 1), weights)
+        matrix = (matrix / weights.sum(1, keepdim=True)).to(part)
+        blocks = []
+        for start in range(0, size, block):
+            low, high = max(0, start - reach), min(size, start + block + reach)
+            rows = matrix[start : start + block, low:high]
+            some = part.narrow(axis, low, high - low)
+            blocks.append(torch.matmul(rows, some) if axis == 1 else torch.matmul(some, rows.T))
+        part = torch.cat(blocks, axis)
+    return part
 
 
 def _patterns(part: Tensor, points: int, radius: float) -> Tensor:
