@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -43,8 +44,8 @@ def members(places: Tensor, boxes: Tensor) -> Tensor:
 
 
 class Pooler:
-    """Pools codes that come in parts of a picture's descriptors, in the order `order`: the descriptors of the same boxes
-    stand together there, so that a part meets few boxes.
+    """Pools what comes in parts of a picture's descriptors, in the order `order`. In it descriptors of the same boxes
+    stand together, as a cell: a part meets few cells, and a cell of several boxes is pooled once.
     """
 
     def __init__(self, places: Tensor, boxes: Tensor, how: str) -> None:
@@ -53,31 +54,44 @@ class Pooler:
         inside = members(places, boxes)
         self.how = how
         self.order = torch.from_numpy(np.lexsort(inside.cpu().numpy())).to(places.device)
-        self.inside = inside[:, self.order]
         self.counts = inside.sum(1)
+        cells, sizes = torch.unique_consecutive(inside[:, self.order], dim=1, return_counts=True)
+        ends = sizes.cumsum(0).tolist()
+        # Of each cell: where it begins and ends in the order, and its boxes.
+        self.cells = [
+            (end - size, end, cell.nonzero()[:, 0].tolist())
+            for end, size, cell in zip(ends, sizes.tolist(), cells.T, strict=True)
+        ]
 
-    def empty(self, pictures: int, width: int) -> Tensor:
-        """What `add` adds to, float32 [B, R, K]."""
+    def within(self, part: slice) -> Iterator[tuple[slice, list[int]]]:
+        """The cells in a part of the order: where each is in that part, and its boxes."""
+        for start, end, boxes in self.cells:
+            start, end = max(start, part.start), min(end, part.stop)
+            if start < end and boxes:
+                yield slice(start - part.start, end - part.start), boxes
+
+    def empty(self, pictures: int, *width: int) -> Tensor:
+        """What to pool into, float32 [B, R, …]."""
         start = -torch.inf if self.how == "max" else 0.0
-        return torch.full((pictures, len(self.counts), width), start, device=self.inside.device)
+        return torch.full((pictures, len(self.counts), *width), start, device=self.counts.device)
 
     def add(self, total: Tensor, codes: Tensor, part: slice) -> None:
-        """Put the codes of the descriptors `part` of the order, float32 [B, n, K], into the total, in place."""
-        inside = self.inside[:, part]
-        for box in inside.any(1).nonzero()[:, 0].tolist():
-            places = inside[box].nonzero()[:, 0]
-            first, last = int(places[0]), int(places[-1]) + 1
-            chosen = codes[:, first:last] if last - first == len(places) else codes[:, places]
-            if self.how == "max":
-                torch.maximum(total[:, box], chosen.amax(1), out=total[:, box])
-            else:
-                total[:, box] += chosen.sum(1)
+        """Pool the codes of the descriptors `part` of the order, float32 [B, n, K], into the total, in place."""
+        for places, boxes in self.within(part):
+            chosen = codes[:, places]
+            one = chosen.amax(1) if self.how == "max" else chosen.sum(1)
+            for box in boxes:
+                if self.how == "max":
+                    torch.maximum(total[:, box], one, out=total[:, box])
+                else:
+                    total[:, box] += one
 
     def finish(self, total: Tensor) -> Tensor:
-        """The pooled codes; those of a box without a descriptor are zeros."""
+        """What was pooled, in place; zeros of a box without a descriptor."""
+        counts = self.counts.view(1, -1, *[1] * (total.ndim - 2))
         if self.how == "max":
-            return total.masked_fill_((self.counts == 0)[:, None], 0.0)
-        return total / self.counts.clamp(min=1)[:, None] if self.how == "average" else total
+            return total.masked_fill_(counts == 0, 0.0)
+        return total.div_(counts.clamp(min=1)) if self.how == "average" else total
 
 
 def pool(codes: Tensor, places: Tensor, boxes: Tensor, how: str) -> Tensor:
