@@ -23,7 +23,8 @@ TABLE = """
     models models.convnet models.layers models.lenet models.alexnet models.nin models.vgg models.googlenet
     models.inception models.resnet models.smallnet models.outline models.weights
     loss optim device train checkpoint metrics
-    classical classical.descriptors
+    loss optim device train checkpoint metrics
+    classical classical.descriptors classical.pooling classical.sparse classical.vocabulary classical.encoding
     shipped classifier probe hub evaluate figures report
     recipes.derive recipes.chapter recipes.resnet_cifar recipes.ladder recipes
     console draw runfolder run samples doctor album
