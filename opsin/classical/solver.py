@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from opsin.classical.kernels import AdditiveMap
 from opsin.errors import UsageError
 
 HISTORY = 10  # pairs of L-BFGS
@@ -108,10 +109,9 @@ class Solution(NamedTuple):
     gap: float
 
 
-def blocks(x: Tensor, lift: Callable[[Tensor], Tensor] | None = None, widening: int = 1) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of x, float [N, D], in float32 blocks of bounded size. lift: what is done to a block, [n, D] →
-    [n, widening · D]."""
-    rows = max(1, BLOCK // max(1, x.shape[1] * widening))
+def blocks(x: Tensor, lift: AdditiveMap | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of x, float [N, D], in float32 blocks of bounded size, each lifted where that is asked for."""
+    rows = max(1, BLOCK // max(1, x.shape[1] * (lift.widening if lift else 1)))
     for start in range(0, len(x), rows):
         block = x[start : start + rows].float()
         yield slice(start, start + len(block)), block if lift is None else lift(block)
@@ -134,8 +134,7 @@ def minimise(
     *,
     strength: float,
     standardise: bool = True,
-    lift: Callable[[Tensor], Tensor] | None = None,
-    widening: int = 1,
+    lift: AdditiveMap | None = None,
     tolerance: float = 0.01,
     iterations: int = 300,
     progress: Callable[[int], None] | None = None,
@@ -144,16 +143,16 @@ def minimise(
 
     x: float [N, D], finite, not changed. strength: C > 0. progress: is called with the iterations done.
 
-    Ends where the gap is at most `tolerance` for every class, or after `iterations`. ½‖∇‖² is the duality gap, since ½‖w‖²
-    is strongly convex (but for the intercept): what the objective, divided by it, can still lose. The true loss is
-    much smaller, mostly by a factor of ten to a hundred.
+    Ends where the gap is at most `tolerance` for every class, or after `iterations`. ½‖∇‖² is the duality gap, since
+    ½‖w‖² is strongly convex (but for the intercept): the objective cannot lose more of its value. What it does lose is
+    mostly ten to a hundred times less.
     """
     n, classes = loss.targets.shape
 
     def read() -> Iterator[tuple[slice, Tensor]]:
-        return blocks(x, lift, widening)
+        return blocks(x, lift)
 
-    width = x.shape[1] * widening
+    width = x.shape[1] * (lift.widening if lift else 1)
     wide = {"dtype": torch.float64, "device": x.device}
     mean, spread = moments(read, n) if standardise else (torch.zeros(width, **wide), torch.ones(width, **wide))
 
@@ -171,14 +170,10 @@ def minimise(
         inner = torch.zeros(classes, width, **wide)
         for part, block in read():
             inner += narrow[part].T @ block
-        total = slope.sum(0)[:, None]
-        return torch.cat([(inner - total * mean) / spread, total], 1)
+        whole = slope.sum(0)[:, None]
+        return torch.cat([(inner - whole * mean) / spread, whole], 1)
 
     groups = 1 if loss.joint else classes
-
-    def by_group(values: Tensor) -> Tensor:
-        """Sums over what belongs to a problem of its own: [N or …, K] → [G]."""
-        return values.sum().reshape(1) if loss.joint else values.sum(0)
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).reshape(groups, -1).sum(1)
@@ -196,19 +191,14 @@ def minimise(
     pairs: list[tuple[Tensor, Tensor, Tensor]] = []
     done, gap = 0, torch.inf
     while True:
-        objective = 0.5 * dot(w * penalised, w) + strength * by_group(loss.value(margins))
+        objective = 0.5 * dot(w * penalised, w) + strength * total(loss, loss.value(margins))
         gap = float((0.5 * dot(gradient, gradient) / objective.clamp(min=1e-30)).max())
         if gap <= tolerance or done == iterations:
             break
         direction = _two_loops(gradient, pairs, dot, scaled)
         along = forward(direction)
-        step = _line(
-            lambda t: loss.slope(margins + along * t),
-            lambda t: loss.curvature(margins + along * t, along),
-            lambda values: strength * by_group(values),
-            along,
-            dot(w * penalised, direction),
-            dot(direction * penalised, direction),
+        step = line(
+            loss, margins, along, strength, dot(w * penalised, direction), dot(direction * penalised, direction)
         )
         change = scaled(step, direction)
         w += change
@@ -245,26 +235,25 @@ def _two_loops(
     return direction
 
 
-def _line(
-    slope: Callable[[Tensor], Tensor],
-    curvature: Callable[[Tensor], Tensor],
-    total: Callable[[Tensor], Tensor],
-    along: Tensor,
-    start: Tensor,
-    bend: Tensor,
-) -> Tensor:
-    """The t [G] at which the derivative along a direction is zero: start + bend · t + total(slope(t) · along).
+def total(loss: Loss, values: Tensor) -> Tensor:
+    """[N, K] summed over each problem of its own: [K], or [1] where the classes share one."""
+    return values.sum().reshape(1) if loss.joint else values.sum(0)
 
-    The derivative only grows. Newton's method between the nearest points known to be on either side.
+
+def line(loss: Loss, margins: Tensor, along: Tensor, strength: float, start: Tensor, bend: Tensor) -> Tensor:
+    """The t ≥ 0, [G], with the least strength · Σ loss(margins + t · along) + start · t + bend · t² / 2.
+
+    Its derivative only grows: Newton's method between the nearest points known to be on either side of its zero.
     """
     t, low, high = torch.ones_like(bend), torch.zeros_like(bend), torch.full_like(bend, torch.inf)
-    first = (start + total(slope(torch.zeros_like(t)) * along)).abs()
+    first = start + strength * total(loss, loss.slope(margins) * along)
     for _ in range(LINE):
-        value = start + bend * t + total(slope(t) * along)
-        if bool((value.abs() <= 1e-3 * first).all()):
+        at = margins + along * t
+        value = start + bend * t + strength * total(loss, loss.slope(at) * along)
+        if bool((value.abs() <= 1e-3 * first.abs()).all()):
             break
         low, high = torch.where(value < 0, t, low), torch.where(value > 0, t, high)
-        newton = t - value / (bend + total(curvature(t))).clamp(min=1e-300)
+        newton = t - value / (bend + strength * total(loss, loss.curvature(at, along))).clamp(min=1e-300)
         between = torch.where(high < torch.inf, (low + high) / 2, 2 * t)
         t = torch.where((low < newton) & (newton < high), newton, between)
-    return torch.where(first > 0, t, 0)
+    return torch.where(first < 0, t, 0)
