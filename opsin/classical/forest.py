@@ -34,7 +34,7 @@ class Trees(NamedTuple):
     def scores(self, x: Tensor) -> Tensor:
         """float32 [B, D] to the mean over trees of their leaves' parts, float32 [B, K]."""
         rows = max(1, ASKED // len(self.roots))
-        return torch.cat([self._scores(block) for block in x.float().split(rows)]) if len(x) else self._scores(x)
+        return torch.cat([self._scores(block) for block in x.float().split(rows)])
 
     def _scores(self, x: Tensor) -> Tensor:
         node = self.roots.long().expand(len(x), -1)
@@ -47,7 +47,7 @@ class Trees(NamedTuple):
             node = below.long()
         found = self.values[self.leaf[node].long()]  # [B, T, V]
         groups = int(self.groups)
-        return found.view(len(x), groups, len(self.roots) // groups, -1).mean(2).flatten(1)
+        return found.view(len(x), groups, len(self.roots) // groups, self.values.shape[1]).mean(2).flatten(1)
 
 
 def grow(
@@ -157,11 +157,9 @@ def _joined(forests: list[Trees]) -> Trees:
 def checked(trees: Trees, features: int, name: str) -> Trees:
     """The same, when every vector of so many features finds its way to a leaf; `StorageError` names what is wrong."""
     nodes, own = len(trees.feature), torch.arange(len(trees.feature), device=trees.feature.device)
-    many, groups = len(trees.roots), int(trees.groups)
-    if not nodes or not many or groups < 1 or many % groups or not len(trees.values):
-        raise StorageError(
-            f"{name}: expected trees in equal groups, received {nodes} nodes, {many} trees, {groups} groups"
-        )
+    many, groups = len(trees.roots), trees.groups.tolist()
+    if len(groups) != 1 or groups[0] < 1 or many % groups[0]:
+        raise StorageError(f"{name}: groups: expected a number that divides {many} trees, received {str(groups)[:80]}")
     for key in ("threshold", "left", "right", "leaf"):
         if len(getattr(trees, key)) != nodes:
             raise StorageError(f"{name}: {key}: expected {nodes} nodes, received {len(getattr(trees, key))}")

@@ -98,8 +98,8 @@ def additive(x: Tensor, y: Tensor, kind: Additive) -> Tensor:
 
 @dataclass(frozen=True)
 class AdditiveMap:
-    """Vectors whose scalar products are nearly an additive kernel (Vedaldi and Zisserman 2012): a linear machine of them
-    is nearly a kernel machine. [N, D] of histograms to float32 [N, (2 · order + 1) · D].
+    """Vectors whose scalar products are nearly an additive kernel (Vedaldi and Zisserman 2012): a linear machine of
+    them is nearly a kernel machine. [N, D] of histograms to float32 [N, (2 · order + 1) · D].
 
     step: the distance of the frequencies at which the spectrum is sampled; 0: that with the least worst error between
     numbers in 0 to 1.

@@ -325,34 +325,32 @@ def _signs(y: Tensor, num_classes: int) -> Tensor:
 def calibrated(machine: Machine, x: Tensor, y: Tensor) -> Machine:
     """The same machine with probabilities that mean what they say, fitted on pictures that it was not fitted on.
 
-    One label a picture: the softmax of the scores times one number, which moves no picture to another class. Many:
-    Platt's sigmoid of each score (Platt 1999, with his targets; Lin, Lin and Weng 2007). For one label that sigmoid,
-    divided by its sum over the classes, has four times the calibration error on digits, since each is sure
-    of itself alone.
+    Many labels: Platt's sigmoid of each score (Platt 1999, with his targets; Lin, Lin and Weng 2007). One label a
+    picture: these bring the scores to one scale, and their softmax, times one number, is the answer; another class may
+    come out first. EVIDENCE
     """
     _labels(x, y, machine.num_classes)
     if (y.ndim == 2) != (machine.settings.link == "sigmoid") and machine.settings.link != "shares":
         raise UsageError("labels: expected them as the machine was fitted on: one a picture, or many")
     scores = machine.scores(x).double()
-    if y.ndim == 2:
-        link, (slope, offset) = "sigmoid", _platt(scores, y)
-    else:
-        link, (slope, offset) = "softmax", _temperature(scores, y)
+    slope, offset = _platt(scores, (_signs(y, machine.num_classes) + 1) / 2 if y.ndim == 1 else y)
+    if y.ndim == 1:
+        factor = _temperature(scores * slope + offset, y)
+        slope, offset = slope * factor, offset * factor
+    link = "sigmoid" if y.ndim == 2 else "softmax"
     arrays = machine.arrays() | {"slope": slope.float(), "offset": offset.float()}
     about = machine.settings.about | {"calibrated_on": len(x)}
     return Machine(dataclasses.replace(machine.settings, link=link, about=about), arrays)
 
 
-def _temperature(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The factor with the least negative log-likelihood, as slope and offset float64 [K]. Much as in Platt's targets, K
-    pictures' worth of labels is spread over all classes: scores without an error would have it grow without end."""
-    n, classes = scores.shape
+def _temperature(logits: Tensor, y: Tensor) -> Tensor:
+    """The factor [1] with the least negative log-likelihood. Much as in Platt's targets, K pictures' worth of labels is
+    spread over all classes: logits without an error would have it grow without end."""
+    n, classes = logits.shape
     mixed = classes / (n + classes)
     targets = (1 - mixed) * functional.one_hot(y, classes).double() + mixed / classes
-    unit = float(scores.std().clamp(min=1e-12)) if scores.numel() > 1 else 1.0
-    zero = torch.zeros(1, dtype=torch.float64, device=scores.device)
-    factor = solver.line(solver.Softmax(targets), torch.zeros_like(scores), scores / unit, 1.0, zero, zero) / unit
-    return factor.expand(classes).clone(), zero.expand(classes).clone()
+    zero = logits.new_zeros(1)
+    return solver.line(solver.Softmax(targets), torch.zeros_like(logits), logits, 1.0, zero, zero)
 
 
 def _platt(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -393,8 +391,8 @@ def _platt(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def restored(config: object, arrays: Mapping[str, Tensor], name: str) -> Machine:
-    """The machine whose `config()` and `arrays()` these are. Nothing is believed: `StorageError` names the file `name` and
-    what does not fit: an unknown key, a type, a shape, what is not finite, an index out of range, a loop in a tree."""
+    """The machine whose `config()` and `arrays()` these are. `StorageError` names the file `name` and what does not
+    fit: an unknown key, a type, a shape, what is not finite, an index out of range, a loop in a tree."""
     try:
         settings = check(config, Settings, "machine")
         lift = settings.lift
