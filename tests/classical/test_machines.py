@@ -208,13 +208,13 @@ def test_the_additive_map_comes_nearer_with_its_order(kind: kernels.Additive) ->
 def test_a_kernel_svm_is_libsvms(kind: kernels.Kind) -> None:
     x, y = digits()
     x, rest, y = x[:300] / 16, x[300:400] / 16, y[:300]
-    ours = machines.kernel_svm(x, y, 10, strength=2.0, kernel=kind, tolerance=1e-8, iterations=5000)
+    ours = machines.kernel_svm(x, y, 10, strength=2.0, kernel=kind, tolerance=1e-6, iterations=5000)
     gamma = ours.settings.gamma
     # The squared hinge is the hinge of a kernel with 1 / 2C on its diagonal, no error allowed.
     gram = kernels.gram(x, x, kind, gamma).double().numpy() + np.eye(300) / 4
     across = kernels.gram(rest, x, kind, gamma).double().numpy()
     scores = ours.scores(rest)
-    for k in range(10):
+    for k in (0, 5, 8):
         theirs = svm.SVC(kernel="precomputed", C=1e6, tol=1e-6).fit(gram, (y == k).numpy())
         expected = theirs.decision_function(across)
         assert np.abs(scores[:, k].numpy() - expected).max() < 2e-3 * np.abs(expected).max()
@@ -235,9 +235,9 @@ def test_a_linear_machine_of_an_additive_map_is_nearly_the_kernel_machine() -> N
     x, y = digits()
     x = x / x.sum(1, keepdim=True)
     x, rest, y = x[:300], x[300:500], y[:300]
-    ours = machines.linear_svm(x, y, 10, strength=20.0, standardise=False, additive="chi2", order=3, tolerance=1e-4)
+    ours = machines.linear_svm(x, y, 10, strength=20.0, standardise=False, additive="chi2", order=3, tolerance=1e-3)
     lifted = [kernels.additive_map(each, "chi2", 3) for each in (x, rest)]
-    same = machines.linear_svm(lifted[0], y, 10, strength=20.0, standardise=False, tolerance=1e-4)
+    same = machines.linear_svm(lifted[0], y, 10, strength=20.0, standardise=False, tolerance=1e-3)
     assert torch.allclose(ours.scores(rest), same.scores(lifted[1]), atol=1e-4)
     gram, across = (kernels.additive(each.double()[:, None], x.double(), "chi2").sum(2).numpy() for each in (x, rest))
     for k in (0, 8):
