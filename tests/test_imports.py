@@ -22,7 +22,9 @@ TABLE = """
     augment
     models models.convnet models.layers models.lenet models.alexnet models.nin models.vgg models.googlenet
     models.inception models.resnet models.smallnet models.outline models.weights
-    loss optim device train checkpoint metrics shipped classifier hub evaluate figures report
+    loss optim device train checkpoint metrics
+    classical classical.kernels classical.solver classical.forest classical.machines
+    shipped classifier hub evaluate figures report
     recipes.derive recipes.chapter recipes.resnet_cifar recipes.ladder recipes
     console draw runfolder run doctor
     v2.activation v2.pooling v2.data_type v2.graph v2.attr v2.proto v2.evaluator v2.topology v2.layer v2.networks

@@ -328,8 +328,9 @@ def calibrated(machine: Machine, x: Tensor, y: Tensor) -> Machine:
     Many labels: Platt's sigmoid of each score (Platt 1999, with his targets; Lin, Lin and Weng 2007). One label a
     picture: these bring the scores to one scale, and their softmax, times one number, is the answer; another class may
     come out first. The mean calibration error over machines and splits was 0.020 on scikit-learn's digits and 0.030 on
-    7,500 pictures of CIFAR-10 as pixels; of the number alone 0.020 and 0.036, of the sigmoids divided by their sum 0.082
-    and 0.041; and the number alone does not mend scores of one class that are all too low (accuracy 34.0 % beside 35.2).
+    7,500 pictures of CIFAR-10 as pixels; of the number alone 0.020 and 0.036, of the sigmoids divided by their sum
+    0.082 and 0.041. The number alone does not mend scores of a class that are all too low (accuracy on CIFAR-10 34.0 %
+    beside 35.2 %).
     """
     _labels(x, y, machine.num_classes)
     if (y.ndim == 2) != (machine.settings.link == "sigmoid") and machine.settings.link != "shares":
