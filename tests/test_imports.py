@@ -25,6 +25,7 @@ TABLE = """
     loss optim device train checkpoint metrics
     loss optim device train checkpoint metrics
     classical classical.descriptors classical.pooling classical.sparse classical.vocabulary classical.encoding
+    classical.kernels classical.solver classical.forest classical.machines
     shipped classifier probe hub evaluate figures report
     recipes.derive recipes.chapter recipes.resnet_cifar recipes.ladder recipes
     console draw runfolder run samples doctor album
