@@ -1,6 +1,6 @@
 """The classical pipeline's parts against the libraries that are known for them, in alternation in one process.
 
-python benchmarks/bench_classical.py [sift] [--rounds 5] [--threads 2]
+python benchmarks/bench_classical.py [sift] [kmeans] [fisher] [--rounds 5] [--threads 2]
 
 sift: dense SIFT against `SIFT_create().compute` of OpenCV (pip install opencv-python-headless) at the same frames of
 grey crops of scikit-learn's two photographs. A frame of ours with bins of b pixels is the keypoint of its centre, of
@@ -9,11 +9,16 @@ blurred from an assumed 0.5 pixels to 1.6, so ours are blurred by √(1.6² - 0.
 angles go upwards and ours downwards, so its orientation k is our -k modulo 8. b is even, since OpenCV rounds centres to
 pixels. The cosine is the mean over the frames that lie within the picture with their rotated square (OpenCV leaves out
 what is beyond the border, ours goes on with the outermost gradients) and are not zeros for their lack of contrast.
+
+kmeans: against scikit-learn's MiniBatchKMeans, with as few passes of ours as give an inertia no larger than theirs.
+fisher: improved Fisher vectors against scikit-image's (pip install scikit-image). Theirs also has gradients by the
+weights and is normalised with them, so the cosine is of the gradients by means alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +28,9 @@ import torch
 from torch.nn import functional
 
 from opsin import device
-from opsin.classical import descriptors
+from opsin.classical import descriptors, encoding, pooling, vocabulary
 
+VECTORS, WORDS = 200_000, 1024  # of k-means
 SIFT_CASES = (  # side of the pictures, how many, step, bin_size, window
     (256, 8, 4, 4, "gaussian"),
     (256, 8, 4, 4, "flat"),
@@ -78,8 +84,71 @@ def sift(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def gradients(n: int, d: int) -> torch.Tensor:
+    """Vectors ≥ 0 in loose groups with a long tail, of unit length, as gradient histograms are: float32 [n, d]."""
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.randn(4096, d, generator=generator)
+    x = groups[torch.randint(4096, (n,), generator=generator)] + torch.randn(n, d, generator=generator)
+    return functional.normalize(x.clamp(min=0))
+
+
+def kmeans(rounds: int) -> list[dict[str, Any]]:
+    from sklearn.cluster import MiniBatchKMeans
+
+    x = gradients(VECTORS, 128)
+    numbers = x.numpy()
+    theirs = MiniBatchKMeans(WORDS, batch_size=4096, n_init=1, random_state=0)
+    wanted = float(theirs.fit(numbers).inertia_)
+    for passes in range(1, 50):
+        found = vocabulary.kmeans(x, WORDS, seed=0, iterations=passes, batch=4096, tolerance=-1)
+        if found.inertia <= wanted:
+            break
+    else:
+        sys.exit(f"k-means: an inertia of {found.inertia:g} after {passes} passes, scikit-learn's is {wanted:g}")
+
+    def ours() -> None:
+        vocabulary.kmeans(x, WORDS, seed=0, iterations=passes, batch=4096, tolerance=-1)
+
+    name = f"{VECTORS} × 128, {WORDS} words, {passes} passes against {theirs.n_iter_}"
+    quality = f"inertia {found.inertia:.6g} against {wanted:.6g}"
+    return compare("kmeans", name, "scikit-learn", ours, lambda: theirs.fit(numbers), rounds, quality)
+
+
+def fisher(rounds: int) -> list[dict[str, Any]]:
+    from skimage.feature import fisher_vector
+    from sklearn.mixture import GaussianMixture
+
+    pictures, places, words, d = 20, 1000, 256, 64
+    x = gradients(pictures * places, d)
+    mixture = vocabulary.mixture(x, words, seed=0, iterations=5)
+    model = GaussianMixture(words, covariance_type="diag")
+    model.weights_, model.means_, model.covariances_ = (part.double().numpy() for part in mixture[:3])
+    model.precisions_cholesky_ = model.covariances_**-0.5
+    grid = (x.view(pictures, places, d), torch.rand(places, 2, generator=torch.Generator().manual_seed(0)))
+    numbers = grid[0].numpy()
+    encoder, whole = encoding.Fisher(mixture), pooling.regions("1x1")
+
+    def ours() -> torch.Tensor:
+        return encoding.encode(encoder, grid, regions=whole, pooling="average", power=0.5, norm="whole")
+
+    def theirs() -> list[Any]:
+        return [fisher_vector(picture, model, improved=True, alpha=0.5) for picture in numbers]
+
+    half = slice(words, words + words * d)
+    means = torch.stack([torch.from_numpy(vector[half]).float() for vector in theirs()])
+    cosine = functional.cosine_similarity(ours()[:, : words * d], means).min()
+    name = f"{pictures} pictures of {places} × {d}, {words} Gaussians"
+    return compare("fisher", name, "scikit-image", ours, theirs, rounds, f"least cosine by means {cosine:.6f}")
+
+
 def compare(
-    part: str, name: str, other: str, ours: Callable[[], None], theirs: Callable[[], None], rounds: int, quality: str
+    part: str,
+    name: str,
+    other: str,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    rounds: int,
+    quality: str,
 ) -> list[dict[str, Any]]:
     """A row a round; quality: what else was measured of the two, in words."""
     rows = []
@@ -100,7 +169,7 @@ def compare(
     return rows
 
 
-PARTS = {"sift": sift}
+PARTS = {"sift": sift, "kmeans": kmeans, "fisher": fisher}
 
 
 def main() -> None:

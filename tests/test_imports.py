@@ -23,7 +23,6 @@ TABLE = """
     models models.convnet models.layers models.lenet models.alexnet models.nin models.vgg models.googlenet
     models.inception models.resnet models.smallnet models.outline models.weights
     loss optim device train checkpoint metrics
-    loss optim device train checkpoint metrics
     classical classical.descriptors classical.pooling classical.sparse classical.vocabulary classical.encoding
     classical.kernels classical.solver classical.forest classical.machines
     shipped classifier probe hub evaluate figures report
