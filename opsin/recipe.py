@@ -256,8 +256,8 @@ class Classical:
     """The pipeline before 2012: descriptors → codes → pooled over a pyramid → a machine. Nothing in it is a network.
 
     descriptors: each kind has its own vocabulary. words: centres or atoms of it. gaussians: of a Fisher vector's
-    mixture. encoders: their vectors stand one after the other. pyramid: boxes, as "1x1+2x2". pooling: of codes; a Fisher
-    vector is an average. power, norm: v → sign(v) |v|^power, then to length 1 by region or as a whole. sparsity,
+    mixture. encoders: their vectors stand one after the other. pyramid: boxes, as "1x1+2x2". pooling: of codes; a
+    Fisher vector is an average. power, norm: v → sign(v) |v|^power, then to length 1 by region or as a whole. sparsity,
     penalty, neighbours: of OMP, FISTA and LLC.
     machine: "svm" and "logistic" are linear, of standardised features where `standardise`, and of the map of an
     `additive` kernel where that is named; "kernel" is a support vector machine with `kernel`. strength: how much errors
@@ -298,6 +298,8 @@ class Classical:
         ):
             if not 1 <= getattr(self, key) <= most:
                 raise UsageError(f"classical.{key}: expected 1 to {most:,}, received {getattr(self, key)}")
+        if len(self.pyramid) > 100:
+            raise UsageError(f"classical.pyramid: expected at most 100 letters, received {len(self.pyramid)}")
         if not 1 <= len(self.descriptors) <= 16 or not 1 <= len(self.encoders) <= 6:
             raise UsageError("classical: expected 1 to 16 descriptors and 1 to 6 encoders")
         if len(set(self.encoders)) < len(self.encoders) or {"omp", "fista"} <= set(self.encoders):
@@ -308,6 +310,13 @@ class Classical:
             raise UsageError(
                 "classical: expected 0 < power <= 1, penalty and strength above 0, and 0 <= held < 1, "
                 f"received {self.power}, {self.penalty}, {self.strength} and {self.held}"
+            )
+        signed = {"omp", "fista", "llc", "fisher"} & set(self.encoders)
+        if signed and (self.additive or (self.machine == "kernel" and self.kernel != "rbf")):
+            kernel = self.additive or self.kernel
+            raise UsageError(
+                f"classical: the kernel {kernel} is of histograms, and vectors of {', '.join(sorted(signed))} have "
+                "negative numbers; hard or triangle have none, and a kernel machine takes them by rbf"
             )
         if "llc" in self.encoders and self.neighbours > self.words:
             raise UsageError(f"classical.neighbours: expected at most the {self.words} words, got {self.neighbours}")

@@ -29,6 +29,7 @@ from opsin.recipe import Classical, Descriptor
 
 PART = 1 << 24  # numbers of the descriptors that are there at once, 64 MiB
 LARGEST = 1024  # pixels of a side that descriptors are taken of
+BOXES = 1000  # of a pyramid
 WIDEST = 1 << 22  # numbers of a picture's vector
 EPSILON = 0.1  # of the whitening of patches (Coates and Ng 2011)
 ENDS = {"sift": (3, 1), "hog": (2, 0), "lbp": (1, 0), "patches": (1, 0)}  # of a frame: a · size + b pixels
@@ -57,7 +58,9 @@ class Pipeline:
         self.classical, self.preprocess, self.tensors = classical, preprocess, dict(tensors or {})
         if max(preprocess.size) > LARGEST:
             raise UsageError(f"pictures of {preprocess.size}: expected at most {LARGEST} pixels a side")
-        self.boxes = pooling.regions(classical.pyramid[:1000])
+        self.boxes = pooling.regions(classical.pyramid)
+        if len(self.boxes) > BOXES:
+            raise UsageError(f"classical.pyramid: expected at most {BOXES} boxes, received {len(self.boxes)}")
         for one in classical.descriptors:
             self.frames(one)  # a picture that is too small is said before anything is read
         if self.width > WIDEST:
