@@ -19,6 +19,7 @@ from opsin import run as runs
 from opsin.classical import fitting
 from opsin.data.index import ArraySource, Index
 from opsin.errors import DataError, Interrupted, StorageError, UsageError
+from opsin.evaluate import measure
 from opsin.preprocess import Preprocess
 from opsin.recipe import Classical, Data, Descriptor, ModelSpec, Recipe, from_toml, override, to_toml
 from opsin.recipes import classical, derive, find
@@ -139,7 +140,7 @@ def test_many_kinds_encoders_and_labels_at_once(tmp_path) -> None:
     assert made_.report.map >= 0.8
     loaded = made_.load()
     assert classifiers.thresholds(loaded) == (0.5, 0.5)
-    again = opsin.evaluate(loaded, parts(channels=1, many=True)["test"])
+    again = measure(loaded, parts(channels=1, many=True)["test"])
     assert again.map == made_.report.map
 
 
