@@ -121,7 +121,7 @@ def search(
 
 
 def _last_stage(asked: Classifier) -> str:
-    stages = getattr(getattr(asked, "model", None), "stage_names", ())
+    stages = getattr(asked, "stage_names", ())
     if not stages:
         raise UsageError(f"a {type(asked).__name__} has no stages to take features from")
     return stages[-1]

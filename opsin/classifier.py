@@ -24,13 +24,15 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from opsin import __version__, metrics, models, shipped, storage
+from opsin.classical.machines import Machine, restored
+from opsin.classical.pipeline import Pipeline, checked
 from opsin.data.decode import _pixels, _Refused, decode
 from opsin.data.index import Index, printable, read
 from opsin.data.loader import decode_size
 from opsin.data.sandbox import Decoders
 from opsin.errors import BadInput, OpsinError, StorageError, UsageError
 from opsin.preprocess import Preprocess
-from opsin.recipe import ModelSpec, check
+from opsin.recipe import Classical, ModelSpec, check, to_dict
 from opsin.types import Model
 
 CONFIG, WEIGHTS = "classifier.json", "weights.safetensors"
@@ -95,6 +97,11 @@ class NetClassifier:
             raise UsageError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
         return self
 
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """What `features` can be asked at, in the order of the flow."""
+        return tuple(getattr(self.model, "stage_names", ()))
+
     def prepare(self, image: Tensor) -> Tensor:
         """uint8 [1 or 3, h, w] to uint8 [C, H, W]."""
         return self.preprocess.prepare(image)
@@ -127,6 +134,55 @@ class NetClassifier:
         return self.preprocess.normalize(prepared.to(self.device))
 
 
+@final
+class ClassicalClassifier:
+    """The pipeline before 2012: pictures to vectors, vectors to a machine. machine: None for the vectors alone."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        machine: Machine | None,
+        classes: Sequence[str],
+        thresholds: Sequence[float] | None = None,
+    ) -> None:
+        self.pipeline, self.machine, self.preprocess = pipeline, machine, pipeline.preprocess
+        self.classes = _class_names(classes)
+        self.thresholds = None if thresholds is None else _thresholds(thresholds, len(self.classes))
+        self.stage_names = ("vector",)
+
+    def to(self, device: str | torch.device) -> ClassicalClassifier:
+        """The same with its tensors on another device; `UsageError` for one that this machine has not."""
+        try:
+            machine = None if self.machine is None else self.machine.to(device)
+            return ClassicalClassifier(self.pipeline.to(device), machine, self.classes, self.thresholds)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise UsageError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+    def prepare(self, image: Tensor) -> Tensor:
+        """uint8 [1 or 3, h, w] to uint8 [C, H, W]."""
+        return self.preprocess.prepare(image)
+
+    @torch.no_grad()
+    def probabilities(self, prepared: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] to float32 [B, K] on the device of what was learnt."""
+        if self.machine is None:
+            raise UsageError("this pipeline has no machine, so it makes vectors and names nothing")
+        return self.machine.probabilities(self.features(prepared, "vector"))
+
+    @torch.no_grad()
+    def features(self, prepared: Tensor, at: str) -> Tensor:
+        """uint8 [B, C, H, W] to the vectors that the machine sees, float32 [B, D]."""
+        if at not in self.stage_names:
+            raise UsageError(f"no stage {at!r}; stages: {', '.join(self.stage_names)}")
+        expected = (self.preprocess.channels, *self.preprocess.size)
+        if prepared.dtype != torch.uint8 or prepared.ndim != 4 or tuple(prepared.shape[1:]) != expected:
+            raise UsageError(
+                f"expected prepared pictures as uint8 [B, {', '.join(map(str, expected))}], "
+                f"received {prepared.dtype} {tuple(prepared.shape)}"
+            )
+        return self.pipeline.vectors(prepared.to(next(iter(self.pipeline.tensors.values())).device))
+
+
 def _thresholds(given: Sequence[float], num_classes: int) -> tuple[float, ...]:
     good = isinstance(given, list | tuple) and len(given) == num_classes
     if not good or not all(type(value) in (int, float) and 0 <= value <= 1 for value in given):
@@ -156,8 +212,13 @@ def save(classifier: Classifier, folder: Path | str, *, half: bool = False) -> N
 
     half: matrices and filters as float16, half the size; `load` makes them float32 again, less exact by 2⁻¹¹ of each.
     """
+    if isinstance(classifier, ClassicalClassifier) and classifier.machine is not None:
+        if half:
+            raise UsageError("float16 is for networks; a classical pipeline is saved as it is")
+        storage.write_folder(folder, _classical_files(classifier, classifier.machine))
+        return
     if not isinstance(classifier, NetClassifier):
-        raise UsageError(f"a {type(classifier).__name__} cannot be saved; expected a NetClassifier")
+        raise UsageError(f"a {type(classifier).__name__} cannot be saved; expected a NetClassifier or a classical one")
     preprocess, spec = classifier.preprocess, classifier.spec
     config = {
         "format": 1,
@@ -193,6 +254,23 @@ def save(classifier: Classifier, folder: Path | str, *, half: bool = False) -> N
         tensors = {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in tensors.items()}
     weights = storage.to_safetensors(tensors)
     storage.write_folder(folder, {CONFIG: texts[0], WEIGHTS: weights, FOR_OTHERS: texts[1]})
+
+
+def _classical_files(classifier: ClassicalClassifier, machine: Machine) -> dict[str, bytes]:
+    config = {
+        "format": 1,
+        "opsin": __version__,
+        "kind": "classical",
+        "pipeline": to_dict(classifier.pipeline.classical),
+        "machine": machine.config(),
+        "classes": list(classifier.classes),
+        "preprocess": classifier.preprocess.to_dict(),
+    }
+    if classifier.thresholds is not None:
+        config["thresholds"] = list(classifier.thresholds)
+    tensors = {f"pipeline.{key}": tensor for key, tensor in classifier.pipeline.tensors.items()}
+    tensors |= {f"machine.{key}": tensor for key, tensor in machine.arrays().items()}
+    return {CONFIG: json.dumps(config, indent=1, allow_nan=False).encode(), WEIGHTS: storage.to_safetensors(tensors)}
 
 
 def load(folder: Path | str, device: str = "cpu") -> Classifier:
@@ -255,10 +333,46 @@ def _load_net(config: Mapping[str, Any], files: Mapping[str, bytes], folder: Pat
     return NetClassifier(net, preprocess, classes, spec, own).to(device)
 
 
+def _load_classical(
+    config: Mapping[str, Any], files: Mapping[str, bytes], folder: Path, device: str
+) -> ClassicalClassifier:
+    where, weights = folder / CONFIG, folder / WEIGHTS
+    for key, kind in (("pipeline", dict), ("machine", dict), ("preprocess", dict), ("classes", list)):
+        if not isinstance(config.get(key), kind):
+            raise StorageError(f"{where}: {key}: expected a {kind.__name__}, received {str(config.get(key))[:80]}")
+    try:
+        classes = _class_names(config["classes"])
+        own = _thresholds(config["thresholds"], len(classes)) if "thresholds" in config else None
+        preprocess = check(config["preprocess"], Preprocess, "preprocess")
+        pipeline = Pipeline(check(config["pipeline"], Classical, "pipeline"), preprocess)
+    except (TypeError, ValueError) as error:  # UsageError is a ValueError
+        raise StorageError(f"{where}: {error}") from error
+    parts: dict[str, dict[str, Tensor]] = {"pipeline": {}, "machine": {}}
+    for key, tensor in storage.from_safetensors(files[WEIGHTS], weights).items():
+        part, _, name = key.partition(".")
+        if part not in parts:
+            raise StorageError(f"{weights}: {key}: unexpected")
+        parts[part][name] = tensor
+    pipeline = checked(pipeline, parts["pipeline"], str(weights))
+    machine = restored(config["machine"], parts["machine"], str(weights))
+    fits = machine.settings.features == pipeline.width and machine.num_classes == len(classes)
+    if (
+        not fits
+        or (machine.settings.link == "softmax" and own is not None)
+        or (machine.settings.link == "sigmoid" and own is None)
+    ):
+        raise StorageError(
+            f"{where}: expected a machine of {pipeline.width} numbers and {len(classes)} classes, received one of "
+            f"{machine.settings.features} and {machine.num_classes}, {machine.settings.link}"
+        )
+    return ClassicalClassifier(pipeline, machine, classes, own).to(device)
+
+
 # By the kind of a saved one. "labels" is a net with a sigmoid head: a version that knows only softmax refuses it.
 LOADERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, bytes], Path, str], Classifier]] = {
     "net": _load_net,
     "labels": _load_net,
+    "classical": _load_classical,
 }
 
 

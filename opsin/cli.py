@@ -91,7 +91,13 @@ def train(
         str | None,
         Parameter(help="Name, FILE.toml or FILE.py:FUNCTION. Default: derived from the data and said in words."),
     ] = None,
-    model: Annotated[str | None, Parameter(help="Network (opsin models) in place of the recipe's.")] = None,
+    model: Annotated[
+        str | None,
+        Parameter(
+            help="Network (opsin models) in place of the recipe's, or a pipeline of before them: bow, llc, fisher, "
+            "patches or nec2010."
+        ),
+    ] = None,
     epochs: Annotated[int | None, Parameter(help="Passes over the training pictures.")] = None,
     batch_size: Annotated[int | None, Parameter(help="Pictures in a step.")] = None,
     lr: Annotated[float | None, Parameter(help="Learning rate.")] = None,

@@ -221,6 +221,110 @@ class Stop:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Descriptor:
+    """One kind of local descriptor on a grid (`opsin.classical.descriptors`).
+
+    space: the planes that each is taken of: "grey", "rgb" or "opponent". step: pixels from one to the next. sizes: of
+    SIFT's bins, HOG's cells, LBP's squares or patches, in pixels; each is a scale of its own. flat, root: SIFT's faster
+    window, and RootSIFT. project: directions of a PCA; 0: none, -1: ZCA whitening, all directions kept.
+    """
+
+    kind: Literal["sift", "hog", "lbp", "patches"]
+    space: Literal["grey", "rgb", "opponent"] = "grey"
+    step: int = 4
+    sizes: tuple[int, ...] = (4, 6)
+    flat: bool = True
+    root: bool = False
+    project: int = 0
+
+    def __post_init__(self) -> None:
+        small = 1 <= self.step <= 256 and 1 <= len(self.sizes) <= 16 and all(1 <= size <= 256 for size in self.sizes)
+        if not small or not -1 <= self.project <= 4096:
+            raise UsageError(
+                "classical.descriptors: expected step and 1 to 16 sizes of 1 to 256 pixels, and project of -1 to 4096, "
+                f"received {self.step}, {self.sizes} and {self.project}"
+            )
+        if self.kind == "patches" and len(self.sizes) != 1:
+            raise UsageError("classical.descriptors: patches of several sizes are of several lengths: name each apart")
+
+
+Encoding = Literal["hard", "triangle", "omp", "fista", "llc", "fisher"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classical:
+    """The pipeline before 2012: descriptors → codes → pooled over a pyramid → a machine. Nothing in it is a network.
+
+    descriptors: each kind has its own vocabulary. words: centres or atoms of it. gaussians: of a Fisher vector's
+    mixture. encoders: their vectors stand one after the other. pyramid: boxes, as "1x1+2x2". pooling: of codes; a
+    Fisher vector is an average. power, norm: v → sign(v) |v|^power, then to length 1 by region or as a whole. sparsity,
+    penalty, neighbours: of OMP, FISTA and LLC.
+    machine: "svm" and "logistic" are linear, of standardised features where `standardise`, and of the map of an
+    `additive` kernel where that is named; "kernel" is a support vector machine with `kernel`. strength: how much errors
+    cost beside large weights. held: the part of the training pictures by which probabilities are calibrated when there
+    is no validation part. samples: descriptors that the vocabulary is learnt from. passes: over these, at most.
+    """
+
+    descriptors: tuple[Descriptor, ...]
+    words: int = 1024
+    gaussians: int = 64
+    encoders: tuple[Encoding, ...] = ("hard",)
+    pyramid: str = "1x1+2x2"
+    pooling: Literal["max", "average", "sum"] = "average"
+    power: float = 1.0
+    norm: Literal["none", "region", "whole"] = "none"
+    sparsity: int = 5
+    penalty: float = 0.15
+    neighbours: int = 5
+    machine: Literal["svm", "logistic", "kernel", "forest"] = "svm"
+    additive: Literal["", "chi2", "intersection", "jensen-shannon"] = ""
+    kernel: Literal["chi2", "intersection", "rbf"] = "chi2"
+    strength: float = 1.0
+    standardise: bool = False
+    trees: int = 100
+    held: float = 0.1
+    samples: int = 200_000
+    passes: int = 20
+
+    def __post_init__(self) -> None:
+        for key, most in (
+            ("words", 1 << 16),
+            ("gaussians", 1 << 12),
+            ("sparsity", 64),
+            ("neighbours", 64),
+            ("trees", 10_000),
+            ("samples", 10_000_000),
+            ("passes", 1000),
+        ):
+            if not 1 <= getattr(self, key) <= most:
+                raise UsageError(f"classical.{key}: expected 1 to {most:,}, received {getattr(self, key)}")
+        if len(self.pyramid) > 100:
+            raise UsageError(f"classical.pyramid: expected at most 100 letters, received {len(self.pyramid)}")
+        if not 1 <= len(self.descriptors) <= 16 or not 1 <= len(self.encoders) <= 6:
+            raise UsageError("classical: expected 1 to 16 descriptors and 1 to 6 encoders")
+        if len(set(self.encoders)) < len(self.encoders) or {"omp", "fista"} <= set(self.encoders):
+            raise UsageError(
+                "classical.encoders: expected each once, and one of omp and fista: they share a dictionary"
+            )
+        if not 0 < self.power <= 1 or not self.penalty > 0 or not self.strength > 0 or not 0 <= self.held < 1:
+            raise UsageError(
+                "classical: expected 0 < power <= 1, penalty and strength above 0, and 0 <= held < 1, "
+                f"received {self.power}, {self.penalty}, {self.strength} and {self.held}"
+            )
+        signed = {"omp", "fista", "llc", "fisher"} & set(self.encoders)
+        if signed and (self.additive or (self.machine == "kernel" and self.kernel != "rbf")):
+            kernel = self.additive or self.kernel
+            raise UsageError(
+                f"classical: the kernel {kernel} is of histograms, and vectors of {', '.join(sorted(signed))} have "
+                "negative numbers; hard or triangle have none, and a kernel machine takes them by rbf"
+            )
+        if "llc" in self.encoders and self.neighbours > self.words:
+            raise UsageError(f"classical.neighbours: expected at most the {self.words} words, got {self.neighbours}")
+        if "omp" in self.encoders and self.sparsity > self.words:
+            raise UsageError(f"classical.sparsity: expected at most the {self.words} words, got {self.sparsity}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that a training depends on. The same recipe, versions and thread count give the same weights."""
 
@@ -232,6 +336,7 @@ class Recipe:
     schedule: Schedule = Cosine()
     loss: Loss = CrossEntropy()
     tune: Tune = Tune()
+    classical: Classical | None = None  # in place of a network; then all that is about networks is not read
     stop: Stop = Stop()
     epochs: int = 10
     seed: int = 0
@@ -296,6 +401,8 @@ def _override(value: Any, key: str, path: list[str], text: str) -> Any:
         raise UsageError(f"{key}: no field {name!r}; {near(name, hints)}")
     if rest:
         inner = getattr(value, name)
+        if inner is None:
+            raise UsageError(f"{key}: this recipe has no {name}; it is another kind of recipe")
         if not (dataclasses.is_dataclass(inner) or isinstance(inner, dict)):
             raise UsageError(f"{key}: {name} has no fields of its own")
         return replace(value, **{name: _override(inner, key, rest, text)})
@@ -316,7 +423,7 @@ def _parse(text: str, kind: Any, key: str, current: Any) -> Any:
     """`text` as a value of the annotated type `kind`."""
     kinds: tuple[Any, ...] = typing.get_args(kind) or (kind,)
     forms: list[Any] = [form for form in kinds if dataclasses.is_dataclass(form)]
-    if forms:
+    if forms and typing.get_origin(kind) is not tuple:
         chosen = {form.__name__.lower(): form for form in forms}.get(text.lower())
         if chosen is None:
             raise UsageError(f"{key}: expected one of {', '.join(form.__name__ for form in forms)}, received {text!r}")
@@ -337,7 +444,7 @@ def check(value: Any, kind: Any, key: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         kinds = [argument for argument in arguments if argument is not type(None)]
-        if isinstance(value, dict):
+        if isinstance(value, dict) and len(kinds) > 1:
             by_name = {argument.__name__: argument for argument in kinds}
             # A loss of before it had several forms is the first of them.
             name = value.get("kind", CrossEntropy.__name__ if CrossEntropy in kinds else None)
@@ -411,8 +518,9 @@ def from_dict(values: dict[str, Any]) -> Recipe:
 
 
 def to_toml(recipe: Recipe) -> str:
-    """Every value, defaults written out. TOML has no null: an absent `weight_decay` of a group is left out."""
-    values = to_dict(recipe)
+    """Every value, defaults written out. TOML has no null: an absent `weight_decay` of a group is left out, and so is
+    `classical` of a network."""
+    values = {key: value for key, value in to_dict(recipe).items() if value is not None}
     lines = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
     for key, table in values.items():
         if isinstance(table, dict):

@@ -1,23 +1,13 @@
-"""A recipe and a folder to a trained, measured, saved classifier: the only place where all pieces meet.
-
-RUN/
-  recipe.toml  environment.json  splits.json   what was asked for, where it ran, which picture is in which part
-  log.jsonl  log.csv                           every few steps and every pass; every pass
-  learning_curve.svg/.png  inputs.png          error per pass (the chapter's figure 12); what the network sees
-  report.json  report.html                     the result
-  checkpoints/  classifier/                    to go on; to use
-"""
+"""What a person asks for, a recipe and a folder, to a trained, measured, saved classifier: all pieces meet here."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,18 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opsin import checkpoint, device, figures, hub, metrics, models, optim, recipes, report, shipped, storage
+from opsin import checkpoint, device, figures, hub, models, optim, recipes, shipped, storage
 from opsin import classifier as classifiers
 from opsin import probe as probes
 from opsin import recipe as recipe_values
 from opsin.augment import DRAWS, Augmenter, random_crop
+from opsin.classical.fitting import Fitting
 from opsin.classifier import NetClassifier
 from opsin.console import Reporter
+from opsin.course import EVALUATION_BATCH, Course, Run, fingerprint
 from opsin.data import datasets, loader
-from opsin.data.index import Index, Splits, split_stratified
+from opsin.data.index import Index, Splits
 from opsin.data.rng import uniform
 from opsin.errors import BadInput, DataError, Interrupted, NonFiniteLoss, StorageError, UsageError, near
-from opsin.evaluate import AnyReport, LabelReport, measure, report_from_dict
+from opsin.evaluate import AnyReport, LabelReport, report_from_dict
 from opsin.loss import Classify, Labels, of_ignorance
 from opsin.models import smallnet, weights
 from opsin.models.convnet import ConvNet
@@ -50,8 +42,8 @@ from opsin.preprocess import (
     to_channels,
 )
 from opsin.recipe import CrossEntropy, ModelSpec, Recipe
-from opsin.recipes import derive
-from opsin.runfolder import Lock, Log, Signals, environment
+from opsin.recipes import classical, derive
+from opsin.runfolder import Lock, Log, Signals
 from opsin.train import EpochEnd, Precision, StepEnd, TrainState
 from opsin.train import train as training_loop
 from opsin.types import Batch, Model, Progress
@@ -66,28 +58,11 @@ PREPROCESSINGS = {
     "cifar10": (CIFAR10_MEAN, CIFAR10_STD),
     "none": None,
 }
-EVALUATION_BATCH = 250
 UNEVEN = 5  # times as many pictures as the smallest class: worth a word
 SECONDS_BETWEEN_SAVES = 20.0
 SMALL = 64  # pixels of the longer side up to which pictures keep their own size
 KNOWN_BY = 500  # training pictures by which it is found out how much weights know of them
 FEATURES = "features.safetensors"  # of the training pictures, for a probe
-SHOWN = 5  # pictures that were left out, by name
-
-
-@dataclass
-class Run:
-    """A run folder and what came of it. `report` is None after a dry run."""
-
-    folder: Path
-    recipe: Recipe
-    words: list[str] = field(default_factory=list)
-    report: AnyReport | None = None
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-    def load(self, device: str = "cpu") -> classifiers.Classifier:
-        """The trained classifier."""
-        return classifiers.load(self.folder, device)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -170,8 +145,13 @@ def train(
         made = recipes.find(recipe)
     elif model in recipes.RECIPES and recipes.find(model).data.name == data:
         made = recipes.find(model)
-    elif model is not None:
+    elif model is not None and model not in classical.SUMMARIES:
         models.entry(model)  # a misspelt name is said before anything is read
+    if made.classical if made else model in classical.SUMMARIES:
+        foreign = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "max_minutes": max_minutes, "weights": weights}
+        foreign["model"] = model if recipe is not None else None
+        if wrong := [key for key, value in foreign.items() if value is not None]:
+            raise UsageError(f"{made.model.name if made else model} is not a network: leave out {', '.join(wrong)}")
     # What decides which pictures are read, and how they are split, is known before the recipe that they lead to.
     reading = [(key, text) for key, text in changes if key.startswith("data.") or key == "seed"]
     first = _changed(made or derive.small(), reading)
@@ -185,7 +165,10 @@ def train(
     if made is None:
         name, options = (start.name, start.options) if start else (model or derive.DEFAULT, None)
         of = facts(data, splits)
-        made, words = derive.derive(of, name, options)
+        if name in classical.SUMMARIES:
+            made, words = classical.derive(of, name)
+        else:
+            made, words = derive.derive(of, name, options)
         if source is not None:
             made, taken = _as_published(made, source)
             if probe:
@@ -197,7 +180,8 @@ def train(
             words += taken
     made, enlarged = fitting(_changed(made, changes))
     # After the changes, so that it is true; what else was changed may contradict a word above.
-    words = [derive.headline(made), *words, *enlarged, *uneven(made, splits["train"])]
+    said = (classical if made.classical else derive).headline(made)
+    words = [said, *words, *enlarged, *uneven(made, splits["train"])]
     if settings:
         words.append(f"as given: {', '.join(settings)}")
     for line in words:
@@ -208,7 +192,7 @@ def train(
     if dry_run:
         if (folder / "recipe.toml").exists():
             raise UsageError(f"{folder} already holds a run; choose another --out")
-        _Training(made, folder, splits, words, reporter)
+        _course(made, folder, splits, words, reporter)
         return Run(folder, made, words)
     return fit(made, folder, splits=splits, words=words, reporter=reporter)
 
@@ -285,7 +269,7 @@ def fit(
                 f"{folder} already holds a run; go on with: opsin resume {folder}, or choose another --out"
             )
         splits = splits or _load(recipe, reporter)
-        return _Training(recipe, folder, splits, list(words), reporter).run()
+        return _course(recipe, folder, splits, list(words), reporter).run()
 
 
 def resume(folder: Path | str, *, reporter: Reporter | None = None) -> Run:
@@ -302,7 +286,11 @@ def resume(folder: Path | str, *, reporter: Reporter | None = None) -> Run:
             values = storage.read_json((folder / "report.json").read_bytes(), folder / "report.json")
             return Run(folder, recipe, report=report_from_dict(values, str(folder / "report.json")))
         splits = _load(recipe, reporter)
-        return _Training(recipe, folder, splits, _words(folder), reporter).run()
+        return _course(recipe, folder, splits, _words(folder), reporter).run()
+
+
+def _course(recipe: Recipe, folder: Path, splits: Splits, words: list[str], reporter: Reporter) -> Course:
+    return (Fitting if recipe.classical else _Training)(recipe, folder, splits, words, reporter)
 
 
 def _words(folder: Path) -> list[str]:
@@ -415,6 +403,8 @@ def facts(name: str, splits: Splits, sample: int = 200) -> derive.Facts:
 
 def fitting(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """The recipe with pictures enlarged where the network needs it, and said so."""
+    if recipe.classical:
+        return recipe, []  # what is too small for its descriptors is an error there
     least = models.entry(recipe.model.name).least_size
     height, width = recipe.preprocess.size
     if min(height, width) >= least:
@@ -431,7 +421,7 @@ def uneven(recipe: Recipe, train: Index) -> list[str]:
     """Where some classes have far fewer pictures than others, and the recipe does nothing about it: that, in words."""
     counts = train.counts()
     most, least = int(counts.argmax()), int(counts.argmin())
-    if counts[most] <= UNEVEN * counts[least] or recipe.data.balance or recipe.loss.class_weights:
+    if counts[most] <= UNEVEN * counts[least] or recipe.data.balance or recipe.loss.class_weights or recipe.classical:
         return []
     if isinstance(recipe.loss, CrossEntropy) and recipe.loss.tau:
         return []
@@ -451,52 +441,16 @@ def _build(recipe: Recipe, num_classes: int) -> tuple[Model, ModelSpec]:
     return net, replace(recipe.model, options=options, weights="")
 
 
-def _fingerprint(splits: Splits) -> dict[str, str]:
-    """A hash of the names and labels of each part: a resumed run must see the same pictures."""
-    prints = {}
-    for part, index in splits.items():
-        digest = hashlib.sha256(repr(index.classes).encode())
-        digest.update(np.ascontiguousarray(index.labels).tobytes())
-        for key in index.keys:
-            digest.update(key.encode("utf-8", "surrogateescape") + b"\0")
-        prints[part] = digest.hexdigest()
-    return prints
-
-
-def _thumbnail(image: Tensor, side: int = 112) -> Tensor:
-    """A picture no larger than the page shows it: a thousand photographs at full size would not fit into memory."""
-    scale = side / max(image.shape[1:])
-    h, w = (max(1, round(s * scale)) for s in image.shape[1:])
-    return image if scale >= 1 else resize(image, h, w)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The training itself
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class _Training:
-    """One run from its first step, or from its newest checkpoint, to its report."""
+class _Training(Course):
+    """One training of a network from its first step, or from its newest checkpoint, to its report."""
 
     def __init__(self, recipe: Recipe, folder: Path, splits: Splits, words: list[str], reporter: Reporter) -> None:
-        self.recipe, self.folder, self.words, self.reporter = recipe, folder, words, reporter
-        device.tune()
-        self.device = device.choose(recipe.device)
-        if recipe.data.validation and "val" not in splits:
-            fractions = {"train": 1 - recipe.data.validation, "val": recipe.data.validation}
-            splits = {**splits, **split_stratified(splits["train"], fractions, recipe.seed)}
-        if recipe.stop.patience and "val" not in splits:
-            raise UsageError("stop.patience needs pictures to choose by: --set data.validation=0.1")
-        for note in (note for index in splits.values() for note in index.notes):
-            reporter.warn(note)
-        if bad := [str(bad) for index in splits.values() for bad in index.skipped]:
-            others = f"; and {len(bad) - SHOWN:,} more" if len(bad) > SHOWN else ""
-            reporter.warn(f"left out: {'; '.join(bad[:SHOWN])}{others}")
-        self.splits, self.classes = splits, splits["train"].classes
-        self.many_labels = splits["train"].many_labels
-        # Without a validation part the test error is shown after each pass, as in the chapter; nothing is chosen by it.
-        self.watched = "val" if "val" in splits else "test"
-
+        super().__init__(recipe, folder, splits, words, reporter)
         torch.manual_seed(recipe.seed)
         self.model, self.spec = _build(recipe, len(self.classes))
         if recipe.model.weights and not checkpoint.steps(folder / "checkpoints"):
@@ -539,32 +493,26 @@ class _Training:
 
         self.objective = Classify(self.augment, recipe.loss, self.labels)
 
-        self.fingerprint = _fingerprint(self.splits)
-        self.environment = environment(str(self.device), torch.get_num_threads())
-        self.history: list[dict[str, Any]] = []
+        self.fingerprint = fingerprint(self.splits)
         self.sums = {"loss": 0.0, "wrong": 0, "seen": 0}
         self.seconds = 0.0
         self.best: dict[str, Any] = {"error": None, "epoch": 0}
         self.best_tensors: dict[str, Tensor] = {}
-        self.thresholds = (0.5,) * len(self.classes)  # until the end
         self.epoch_open = False  # an epoch has ended whose evaluation is not yet in the history
         self.latest: AnyReport | None = None
         self.saved = (-1, time.monotonic())  # step and time of the last checkpoint
         self.verified: set[str] = set()  # the checkpoints that this process has read whole
 
     def _loader(self) -> loader.MemoryLoader | loader.DiskLoader:
-        recipe, index = self.recipe, self.splits["train"]
-        self.memory: dict[str, tuple[Tensor, Tensor]] = {}
-        height, width = recipe.preprocess.size
-        size = len(index) * recipe.preprocess.channels * height * width
-        if recipe.data.loader == "disk" or (recipe.data.loader == "auto" and size > 2 << 30):
+        recipe = self.recipe
+        if not self.in_memory():
             # A random crop takes a part of the picture: decode as much larger as its side may be smaller.
             wider = 1 / math.sqrt(recipe.augment.crop) if recipe.augment.crop else 1.0
             least = loader.decode_size(recipe.preprocess)
             return loader.DiskLoader(
-                index,
+                self.splits["train"],
                 self._prepare_for_training,
-                size=(height, width),
+                size=recipe.preprocess.size,
                 channels=recipe.preprocess.channels,
                 workers=recipe.data.workers,
                 min_size=(math.ceil(least[0] * wider), math.ceil(least[1] * wider)),
@@ -572,16 +520,6 @@ class _Training:
                 seed=recipe.seed,
                 balance=recipe.data.balance,
             )
-        for part in self.splits:
-            loaded = loader.load_memory(
-                self.splits[part],
-                recipe.preprocess,
-                workers=recipe.data.workers,
-                on_bad_image=recipe.data.on_bad_image,
-                progress=self.reporter.counter(f"preparing {part} pictures"),
-            )
-            self.memory[part] = loaded.images.to(self.device), loaded.labels.to(self.device)
-            self.splits = {**self.splits, part: loaded.kept}
         images, labels = self.memory["train"]
         return loader.MemoryLoader(
             images, labels, batch_size=recipe.data.batch_size, seed=recipe.seed, balance=recipe.data.balance
@@ -639,7 +577,7 @@ class _Training:
         self.log = Log(self.folder)
         if (self.folder / "recipe.toml").exists():
             self.reporter.say("nothing was saved yet: training starts from its first step")
-        self._write_facts()
+        self.write_facts()
         self._show_inputs()
 
     def _go_on(self, restored: checkpoint.Restored) -> None:
@@ -834,35 +772,9 @@ class _Training:
         tensors: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> AnyReport:
-        def progress(done: int, total: int) -> None:
-            if self.signals.received is not None:
-                raise self.signals.interrupted(self.folder)
-            if show is not None:
-                show(done, total)
-
         if tensors is None and self.ema is not None:
             tensors = self.ema.tensors
-        pictures = self.memory[part] if self.memory else self.splits[part]
-        return measure(
-            self._classifier(tensors),
-            pictures,
-            batch_size=EVALUATION_BATCH,
-            workers=max(1, self.recipe.data.workers),
-            progress=progress,
-            keys=self.splits[part].keys if self.memory else (),
-            **options,
-        )
-
-    def _choose_thresholds(self, tensors: Mapping[str, Tensor] | None) -> None:
-        """Of many labels: where F1 is best on the validation part; never by the test part."""
-        words = "each label is named from a probability of 0.5 on: there is no validation part to choose better ones by"
-        if "val" in self.splits:
-            report = self._evaluate("val", self.reporter.counter("evaluating"), tensors, resamples=0)
-            assert report.probabilities is not None and report.labels is not None
-            self.thresholds = tuple(metrics.best_thresholds(report.probabilities, report.labels))
-            words = f"thresholds of the labels by the best F1 on the {report.n} pictures of the validation part"
-        self.words = [*self.words, words]
-        self.reporter.say(words)
+        return self.measure(self._classifier(tensors), part, show, **options)
 
     def _save(self) -> None:
         self.log.sync()
@@ -897,53 +809,25 @@ class _Training:
             self._save()
         tensors = self.best_tensors or None
         if self.many_labels:
-            self._choose_thresholds(tensors)
+            self.choose_thresholds(self._classifier(tensors or self._weights()))
         quick = self.watched == "test" and not tensors and not self.many_labels  # else there is more to be measured
         result = self.latest if quick else None
         if result is None or self.state.progress.batch:  # stopped within a pass: what is kept is what is measured
             result = self._evaluate("test", self.reporter.counter("evaluating"), tensors)
-        skipped = tuple(str(bad) for index in self.splits.values() for bad in index.skipped)
-        result = replace(result, skipped=skipped)
-        final = self._classifier(tensors or (self.ema.tensors if self.ema is not None else None))
-        classifiers.save(final, self.folder / "classifier")
         self._curves()
-        index, train = self.splits["test"], self.splits["train"]
-        places = report.sample_indices(train.labels, len(self.classes))
-        report.write(
-            self.folder,
+        self.write_report(
+            self._classifier(tensors or (self.ema.tensors if self.ema is not None else None)),
             result,
-            self.history,
-            recipe_toml=recipe_values.to_toml(self.recipe),
-            environment=self.environment,
-            pictures=index.image,
-            samples={
-                self.classes[k]: [_thumbnail(train.image(i)) for i in some] for k, some in enumerate(places[:100])
-            },
-            title=f"{self.recipe.model.name} on {Path(self.recipe.data.name).name}",
-            facts={
-                "minutes": round((time.monotonic() - self.clock) / 60, 3),
+            {
                 "epochs": self.state.progress.epoch,
                 "steps": self.state.progress.step,
                 "parameters": sum(p.numel() for p in self.model.parameters()),
-                "train_pictures": len(train),
                 "chosen_epoch": self.best["epoch"] if tensors else self.state.progress.epoch,
-                "words": self.words,
             },
         )
-        return Run(self.folder, self.recipe, self.words, result, self.history)
+        return Run(self.folder, self.recipe, self.words, self.result, self.history)
 
     # -- said and shown -----------------------------------------------------------------------------------------------
-
-    def _write_facts(self) -> None:
-        facts = self.environment | {"words": self.words}
-        storage.write_file(self.folder / "environment.json", json.dumps(facts, indent=1))
-        listed: dict[str, Any] = {part: {"n": len(index)} for part, index in self.splits.items()}
-        if self.recipe.data.name not in datasets.DATASETS or self.recipe.data.validation:
-            for part, index in self.splits.items():
-                listed[part]["keys"] = list(index.keys)
-        storage.write_file(self.folder / "splits.json", json.dumps(listed))
-        # Last: with it the folder holds a run.
-        storage.write_file(self.folder / "recipe.toml", recipe_values.to_toml(self.recipe))
 
     def _show_inputs(self) -> None:
         """`inputs.png`: pictures of the first batch as the network sees them, augmentation included."""

@@ -22,9 +22,12 @@ TABLE = """
     augment
     models models.convnet models.layers models.lenet models.alexnet models.nin models.vgg models.googlenet
     models.inception models.resnet models.smallnet models.outline models.weights
-    loss optim device train checkpoint metrics shipped classifier probe hub evaluate figures report
-    recipes.derive recipes.chapter recipes.resnet_cifar recipes.ladder recipes
-    console draw runfolder run samples doctor album
+    loss optim device train checkpoint metrics
+    classical classical.descriptors classical.pooling classical.sparse classical.vocabulary classical.encoding
+    classical.kernels classical.solver classical.forest classical.machines classical.pipeline
+    shipped classifier probe hub evaluate figures report
+    recipes.derive recipes.chapter recipes.resnet_cifar recipes.ladder recipes.classical recipes
+    console draw runfolder course classical.fitting run samples doctor album
     v2.activation v2.pooling v2.data_type v2.graph v2.attr v2.proto v2.evaluator v2.topology v2.layer v2.networks
     v2.modules v2.lower v2.parameters v2.optimizer v2.minibatch v2.reader.decorator v2.reader.creator v2.reader
     v2.data_feeder

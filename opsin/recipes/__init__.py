@@ -24,6 +24,11 @@ RECIPES: dict[str, str] = {
     "googlenet_cifar": "opsin.recipes.ladder:googlenet_cifar",
     "preresnet20": "opsin.recipes.ladder:preresnet20",
     "wrn16_2": "opsin.recipes.ladder:wrn16_2",
+    "bow": "opsin.recipes.classical:bow",
+    "llc": "opsin.recipes.classical:llc",
+    "fisher": "opsin.recipes.classical:fisher",
+    "patches": "opsin.recipes.classical:patches",
+    "nec2010": "opsin.recipes.classical:nec2010",
 }
 
 
