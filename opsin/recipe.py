@@ -226,7 +226,8 @@ class Descriptor:
 
     space: the planes that each is taken of: "grey", "rgb" or "opponent". step: pixels from one to the next. sizes: of
     SIFT's bins, HOG's cells, LBP's squares or patches, in pixels; each is a scale of its own. flat, root: SIFT's faster
-    window, and RootSIFT. project: directions of a PCA; 0: none, -1: ZCA whitening, all directions kept.
+    window, and RootSIFT. project: directions of a PCA; 0: none, -1: ZCA whitening, all directions kept. unit: to length
+    1 after that: of whitened patches a few are several times as long as the others, and would get most of the centres.
     """
 
     kind: Literal["sift", "hog", "lbp", "patches"]
@@ -236,6 +237,7 @@ class Descriptor:
     flat: bool = True
     root: bool = False
     project: int = 0
+    unit: bool = False
 
     def __post_init__(self) -> None:
         small = 1 <= self.step <= 256 and 1 <= len(self.sizes) <= 16 and all(1 <= size <= 256 for size in self.sizes)
@@ -257,8 +259,9 @@ class Classical:
 
     descriptors: each kind has its own vocabulary. words: centres or atoms of it. gaussians: of a Fisher vector's
     mixture. encoders: their vectors stand one after the other. pyramid: boxes, as "1x1+2x2". pooling: of codes; a
-    Fisher vector is an average. power, norm: v → sign(v) |v|^power, then to length 1 by region or as a whole. sparsity,
-    penalty, neighbours: of OMP, FISTA and LLC.
+    Fisher vector is an average. power, norm: v → sign(v) |v|^power, then to length 1 by region or as a whole.
+    mirror: the vector is the mean of a picture's and its mirror image's; a linear machine then says the same of both,
+    as one that is fitted to both does. sparsity, penalty, neighbours: of OMP, FISTA and LLC.
     machine: "svm" and "logistic" are linear, of standardised features where `standardise`, and of the map of an
     `additive` kernel where that is named; "kernel" is a support vector machine with `kernel`. strength: how much errors
     cost beside large weights. held: the part of the training pictures by which probabilities are calibrated when there
@@ -273,6 +276,7 @@ class Classical:
     pooling: Literal["max", "average", "sum"] = "average"
     power: float = 1.0
     norm: Literal["none", "region", "whole"] = "none"
+    mirror: bool = False
     sparsity: int = 5
     penalty: float = 0.15
     neighbours: int = 5

@@ -384,7 +384,7 @@ def put(*path: str, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (put("kind", value="magic"), "kind: expected one of net, labels, received 'magic'"),
+        (put("kind", value="magic"), "kind: expected one of net, labels, classical, received 'magic'"),
         (put("kind", value=["net"]), "kind: expected one of net"),
         (put("format", value=2), "expected an object of format 1"),
         (put("model", value="resnet20"), "model: expected name, options and in_channels"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from opsin.classical import descriptors, machines, pooling, vocabulary
 from opsin.classical.descriptors import Grid
@@ -124,7 +125,7 @@ class Pipeline:
     # -- from pictures ------------------------------------------------------------------------------------------------
 
     def grid(self, images: Tensor, kind: int) -> Grid:
-        """The descriptors of number `kind`, projected where that is learnt already."""
+        """The descriptors of number `kind`, as they are encoded; before anything is learnt, as `learn` takes them."""
         one = self.classical.descriptors[kind]
         images = descriptors.planes(images, one.space)
         grids = []
@@ -140,24 +141,33 @@ class Pipeline:
                 grids.append(descriptors.patches(images, step=one.step, side=size))
         found = descriptors.joined(grids)
         projection = self._projection(kind)
-        return found if projection is None else found._replace(vectors=projection.apply(found.vectors))
+        if projection is not None:
+            found = found._replace(vectors=projection.apply(found.vectors))
+        if one.unit and (projection is not None or not one.project):
+            found = found._replace(vectors=functional.normalize(found.vectors, dim=2))
+        return found
 
     def vectors(self, images: Tensor) -> Tensor:
         """float32 [B, width], few pictures at a time: their descriptors are many."""
-        classical = self.classical
-        most = max(self.frames(one) * self.length(one) for one in classical.descriptors)
-        encoders = [self._encoders(i) for i in range(len(classical.descriptors))]
+        most = max(self.frames(one) * self.length(one) for one in self.classical.descriptors)
+        encoders = [self._encoders(i) for i in range(len(self.classical.descriptors))]
         rows = []
         for some in images.split(max(1, PART // most)):
-            parts = []
-            for i, mine in enumerate(encoders):
-                grid = self.grid(some, i)
-                for encoder in mine:
-                    pooled = "average" if isinstance(encoder, Fisher) else classical.pooling
-                    options = {"pooling": pooled, "power": classical.power, "norm": classical.norm}
-                    parts.append(encode(encoder, grid, regions=self.boxes, **options))
-            rows.append(torch.cat(parts, 1))
+            found = self._encoded(some, encoders)
+            if self.classical.mirror:
+                found = found.add_(self._encoded(some.flip(-1), encoders)).div_(2)
+            rows.append(found)
         return torch.cat(rows) if rows else images.new_zeros(0, self.width, dtype=torch.float32)
+
+    def _encoded(self, images: Tensor, encoders: list[list[Encoder | Fisher]]) -> Tensor:
+        parts, classical = [], self.classical
+        for i, mine in enumerate(encoders):
+            grid = self.grid(images, i)
+            for encoder in mine:
+                pooled = "average" if isinstance(encoder, Fisher) else classical.pooling
+                options = {"pooling": pooled, "power": classical.power, "norm": classical.norm}
+                parts.append(encode(encoder, grid, regions=self.boxes, **options))
+        return torch.cat(parts, 1)
 
     def _projection(self, kind: int) -> Projection | None:
         mean = self.tensors.get(f"{kind}.mean")
@@ -195,6 +205,8 @@ class Pipeline:
             )
             found |= {"mean": made.mean, "matrix": made.matrix}
             sample = made.apply(sample)
+            if one.unit:
+                sample = functional.normalize(sample)
         for what in dict.fromkeys(VOCABULARY[name] for name in classical.encoders):
             show = progress(f"learning {what} of {one.kind}")
             if what == "centres":

@@ -16,7 +16,7 @@ import opsin
 from opsin import classifier as classifiers
 from opsin import cli, storage
 from opsin import run as runs
-from opsin.classical import fitting
+from opsin.classical import fitting, pipeline
 from opsin.data.index import ArraySource, Index
 from opsin.errors import DataError, Interrupted, StorageError, UsageError
 from opsin.evaluate import measure
@@ -142,6 +142,16 @@ def test_many_kinds_encoders_and_labels_at_once(tmp_path) -> None:
     assert classifiers.thresholds(loaded) == (0.5, 0.5)
     again = measure(loaded, parts(channels=1, many=True)["test"])
     assert again.map == made_.report.map
+
+
+def test_a_picture_and_its_mirror_image_are_one_where_the_recipe_says_so(run) -> None:
+    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    plain = run.load().pipeline
+    both = pipeline.Pipeline(replace(plain.classical, mirror=True), plain.preprocess, plain.tensors)
+    expected = (plain.vectors(images) + plain.vectors(images.flip(3))) / 2
+    torch.testing.assert_close(both.vectors(images), expected)
+    torch.testing.assert_close(both.vectors(images.flip(3)), expected)
+    assert (plain.vectors(images) - expected).abs().max() > 0.1 * expected.abs().max()
 
 
 @pytest.mark.parametrize("after", [0, 3, 5, 7, 9])
