@@ -56,7 +56,7 @@ MACHINES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "linear SVM": ({"machine": "svm"}, tuple(ENCODINGS)),
     "logistic regression": ({"machine": "logistic"}, tuple(ENCODINGS)),
     "random forest": ({"machine": "forest"}, tuple(ENCODINGS)),
-    "SVM of χ² map": ({"machine": "svm", "additive": "chi2"}, OF_HISTOGRAMS),
+    "SVM of χ² map": ({"machine": "svm", "additive": "chi2", "standardise": False}, OF_HISTOGRAMS),
     "SVM of χ² kernel": ({"machine": "kernel", "kernel": "chi2"}, OF_HISTOGRAMS),
 }
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)

@@ -1,4 +1,4 @@
-"""Append finished runs to `results/runs.csv`, one row each, and keep their curves as `results/curves/NAME.csv`.
+"""Append finished runs to `results/runs.csv`, one row each; the curves of networks go to `results/curves/NAME.csv`.
 
 python benchmarks/collect.py RUN ...
 """
@@ -28,8 +28,8 @@ def row(run: Path) -> dict[str, object]:
         "data": _last(data),
         "model": recipe["model"]["name"],
         "seed": recipe["seed"],
-        "epochs": report["run"]["epochs"],
-        "steps": report["run"]["steps"],
+        "epochs": report["run"].get("epochs", ""),
+        "steps": report["run"].get("steps", ""),
         "n": report["n"],
         "wrong": report["num_wrong"],
         "top1": report["top1"],
@@ -62,7 +62,8 @@ def main() -> None:
     for name in sys.argv[1:]:
         new = row(Path(name))
         known = [old for old in known if old["run"] != new["run"]] + [new]
-        (RESULTS / "curves" / f"{new['run']}.csv").write_text((Path(name) / "log.csv").read_text(encoding="utf-8"))
+        if (Path(name) / "log.csv").exists():  # a classical pipeline has no passes
+            (RESULTS / "curves" / f"{new['run']}.csv").write_text((Path(name) / "log.csv").read_text(encoding="utf-8"))
     with open(table, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(known[0]), lineterminator="\n")
         writer.writeheader()

@@ -192,11 +192,12 @@ def _chunks(vectors: Tensor, pooler: Pooler, width: int) -> Iterator[tuple[slice
     """Vectors [B, N, D] in the pooler's order, as few at a time as `width` floats for each are one chunk: some whole
     pictures, or a part of one. Gives which pictures, which part of the order, and float32 [b, n, D].
     """
-    step = min(rows(width, vectors.device), vectors.shape[1])
-    pictures = max(1, rows(width, vectors.device) // step)
+    most, count = rows(width, vectors.device), vectors.shape[1]
+    step = -(-count // -(-count // most))  # parts of one size: a short last one would be slow for what it is
+    pictures = max(1, most // step)
     for some in slices(len(vectors), pictures):
         ordered = vectors[some][:, pooler.order]
-        for part in slices(vectors.shape[1], step):
+        for part in slices(count, step):
             yield some, part, ordered[:, part]
 
 

@@ -23,6 +23,7 @@ from opsin import storage
 from opsin.classical import machines
 from opsin.classical.machines import Machine
 from opsin.classical.pipeline import Pipeline, checked
+from opsin.classical.solver import Start
 from opsin.classical.vocabulary import Sampler
 from opsin.classifier import ClassicalClassifier
 from opsin.console import Reporter
@@ -196,17 +197,18 @@ class Fitting(Course):
         if fitted == len(x):
             self._say("the probabilities are not calibrated: no picture could be held back for that")
             return self._fit(x, y, "fitting the machine")
-        first = self._fit(x[:fitted], y[:fitted], "fitting the machine to calibrate")
+        start = Start()
+        first = self._fit(x[:fitted], y[:fitted], "fitting the machine to calibrate", start)
         first = machines.calibrated(first, x[fitted:], y[fitted:])
-        machine = self._fit(x, y, "fitting the machine")
+        machine = self._fit(x, y, "fitting the machine", start)
         about = machine.settings.about | {"calibrated_on": len(x) - fitted}
         settings = replace(machine.settings, link=first.settings.link, about=about)
         self._say(f"probabilities are calibrated on {len(x) - fitted:,} training pictures that were held back for that")
         return Machine(settings, {**machine.tensors, **{key: first.tensors[key] for key in ("slope", "offset")}})
 
-    def _fit(self, x: Tensor, y: Tensor, what: str) -> Machine:
+    def _fit(self, x: Tensor, y: Tensor, what: str, start: Start | None = None) -> Machine:
         told = self._told(what)
-        return self.pipeline.machine(x, y, len(self.classes), self.recipe.seed, lambda done: told(done, 0))
+        return self.pipeline.machine(x, y, len(self.classes), self.recipe.seed, lambda done: told(done, 0), start)
 
     def _validation(self) -> tuple[Tensor, Tensor]:
         index, told, rows, done = self.splits["val"], self._told("vectors of the validation pictures"), [], 0

@@ -132,6 +132,7 @@ def linear_svm(
     tolerance: float = 0.01,
     iterations: int = 300,
     progress: Callable[[int], None] | None = None,
+    start: solver.Start | None = None,
 ) -> Machine:
     """½‖w‖² + strength · Σ max(0, 1 - t (w · z + b))² for each class against the rest, as scikit-learn's LinearSVC but
     for an intercept without penalty. z: the vectors, with mean 0 and deviation 1 where `standardise`. Coates and Ng's
@@ -142,7 +143,17 @@ def linear_svm(
     """
     targets = _signs(_labels(x, y, num_classes), num_classes)
     return _linear(
-        x, y, solver.SquaredHinge(targets), strength, standardise, additive, order, tolerance, iterations, progress
+        x,
+        y,
+        solver.SquaredHinge(targets),
+        strength,
+        standardise,
+        additive,
+        order,
+        tolerance,
+        iterations,
+        progress,
+        start,
     )
 
 
@@ -158,6 +169,7 @@ def logistic(
     tolerance: float = 0.01,
     iterations: int = 300,
     progress: Callable[[int], None] | None = None,
+    start: solver.Start | None = None,
 ) -> Machine:
     """The same with the loss of softmax regression, or, for many labels, of logistic regression for each. `UsageError`
     for a class without a picture that has it or without one that has it not: its intercept would be infinite."""
@@ -167,7 +179,7 @@ def logistic(
         if lacking:
             raise UsageError(f"labels: logistic regression needs a picture {what}; classes {lacking[:5]} have none")
     loss = solver.Logistic(targets) if y.ndim == 2 else solver.Softmax((targets > 0).double())
-    return _linear(x, y, loss, strength, standardise, additive, order, tolerance, iterations, progress)
+    return _linear(x, y, loss, strength, standardise, additive, order, tolerance, iterations, progress, start)
 
 
 def _linear(
@@ -181,6 +193,7 @@ def _linear(
     tolerance: float,
     iterations: int,
     progress: Callable[[int], None] | None,
+    start: solver.Start | None,
 ) -> Machine:
     _positive("strength", strength)
     lift = AdditiveMap(additive, order) if additive else None
@@ -193,6 +206,7 @@ def _linear(
         tolerance=tolerance,
         iterations=iterations,
         progress=progress,
+        start=start,
     )
     own = {"additive": lift.kind, "order": lift.order, "step": lift.step} if lift else {}
     return _machine("linear", x, y, {"weight": found.weight, "bias": found.bias}, _about(strength, found), own)

@@ -23,6 +23,7 @@ from opsin.classical.encoding import (
     encode,
 )
 from opsin.classical.machines import Machine
+from opsin.classical.solver import Start
 from opsin.classical.vocabulary import Mixture, Projection
 from opsin.errors import StorageError, UsageError
 from opsin.preprocess import Preprocess
@@ -228,15 +229,18 @@ class Pipeline:
                 )
         return {f"{kind}.{key}": tensor for key, tensor in found.items()}
 
-    def machine(self, x: Tensor, y: Tensor, classes: int, seed: int, progress: Callable[[int], None]) -> Machine:
-        """The machine of the recipe, fitted to vectors [N, width] and labels int64 [N] or float [N, K]."""
+    def machine(
+        self, x: Tensor, y: Tensor, classes: int, seed: int, progress: Callable[[int], None], start: Start | None = None
+    ) -> Machine:
+        """The machine of the recipe, fitted to vectors [N, width] and labels int64 [N] or float [N, K]. start: where a
+        linear one begins and ends."""
         own = self.classical
         if own.machine == "forest":
             return machines.forest(x, y, classes, trees=own.trees, seed=seed, progress=progress)
         if own.machine == "kernel":
             return machines.kernel_svm(x, y, classes, strength=own.strength, kernel=own.kernel, progress=progress)
         fit = machines.linear_svm if own.machine == "svm" else machines.logistic
-        options = {"standardise": own.standardise, "additive": own.additive, "progress": progress}
+        options = {"standardise": own.standardise, "additive": own.additive, "progress": progress, "start": start}
         return fit(x, y, classes, strength=own.strength, **options)
 
     def to(self, device: str | torch.device) -> Pipeline:

@@ -18,18 +18,29 @@ def regions(text: str) -> Tensor:
     """The boxes of a pyramid such as "1x1+2x2+3x1", float32 [R, 4]: top, left, bottom, right as parts of a picture.
 
     Each grid is ROWSxCOLUMNS, its boxes in reading order: 1x1 the whole picture, 2x2 its quadrants, 3x1 three stripes
-    one above the other (Lazebnik, Schmid and Ponce 2006).
+    one above the other (Lazebnik, Schmid and Ponce 2006). ROWSxCOLUMNS/N: as many boxes, evenly spread, but each of an
+    N-th of the height and width: in 3x3/2 nine of a quadrant's size, each of which shares half with its neighbour.
     """
     boxes = []
     for part in text.replace("×", "x").split("+"):
-        found = re.fullmatch(r"\s*([1-9]\d?)x([1-9]\d?)\s*", part)
+        found = re.fullmatch(r"\s*([1-9]\d?)x([1-9]\d?)(?:/([1-9]\d?))?\s*", part)
         if not found:
             raise UsageError(
-                f"regions: expected grids such as 1x1+2x2+3x1 (rows x columns, 1 to 99), received {text!r}"
+                "regions: expected grids such as 1x1+2x2+3x1 (rows x columns, 1 to 99) or 3x3/2 (boxes of half the "
+                f"size), received {text!r}"
             )
-        down, across = int(found[1]), int(found[2])
-        boxes += [(r / down, c / across, (r + 1) / down, (c + 1) / across) for r in range(down) for c in range(across)]
+        spans = [_spans(int(count), int(found[3]) if found[3] else int(count)) for count in found.groups()[:2]]
+        boxes += [(top, left, bottom, right) for top, bottom in spans[0] for left, right in spans[1]]
     return torch.tensor(boxes, dtype=torch.float64).float()
+
+
+def _spans(count: int, parts: int) -> list[tuple[float, float]]:
+    """`count` spans of 1 / parts each, evenly spread from 0 to 1; a single one is in the middle."""
+    if parts == count:
+        return [(i / count, (i + 1) / count) for i in range(count)]
+    size = 1 / parts
+    starts = [i * (1 - size) / (count - 1) for i in range(count)] if count > 1 else [(1 - size) / 2]
+    return [(start, start + size) for start in starts]
 
 
 def members(places: Tensor, boxes: Tensor) -> Tensor:

@@ -51,14 +51,16 @@ def derive(facts: Facts, name: str) -> tuple[Recipe, list[str]]:
             norm="whole",
             strength=5.0,
         ),
-        "patches": Classical(
-            descriptors=(Descriptor(kind="patches", space=space, step=1, sizes=(6,), project=-1),),
-            words=400 if few else 1600 if facts.num_train < 40_000 else 4000,
+        "patches": Classical(  # of Coates, Lee and Ng 2011; what is not theirs: LOG, "Patches"
+            descriptors=(Descriptor(kind="patches", space=space, step=1, sizes=(6,), project=-1, unit=True),),
+            words=400 if few else 1600,
             encoders=("triangle",),
-            pyramid="2x2",
+            pyramid="3x3/2",
             pooling="sum",
+            power=0.5,
+            mirror=facts.mirror,
             standardise=True,
-            strength=round(100 / max(1, facts.num_train), 6),  # Coates and Ng's 100, of the mean over pictures
+            strength=round(200 / max(1, facts.num_train), 6),
             samples=400_000,
         ),
         "nec2010": Classical(

@@ -130,9 +130,26 @@ def test_every_place_is_in_one_box_of_a_grid() -> None:
 def test_regions() -> None:
     assert pooling.regions("1x1+2×1").tolist() == [[0, 0, 1, 1], [0, 0, 0.5, 1], [0.5, 0, 1, 1]]
     assert len(pooling.regions("1x1+2x2+3x1+4x4")) == 1 + 4 + 3 + 16
-    for text in ("", "2", "0x1", "2x2+", "2x-1", "100x1"):
+    assert pooling.regions("1x2/2+1x1/4").tolist() == [
+        [0.25, 0, 0.75, 0.5],
+        [0.25, 0.5, 0.75, 1],
+        [0.375] * 2 + [0.625] * 2,
+    ]
+    for text in ("", "2", "0x1", "2x2+", "2x-1", "100x1", "3x3/", "3x3/0"):
         with pytest.raises(UsageError, match=r"grids such as 1x1\+2x2"):
             pooling.regions(text)
+
+
+@pytest.mark.parametrize("how", pooling.HOW)
+def test_boxes_may_overlap(how: str) -> None:
+    codes = draw(2, N, 4)
+    got = pooling.pool(codes, PLACES, pooling.regions("3x3/2"), how).unflatten(1, (3, 3))
+    quadrants = pooling.pool(codes, PLACES, pooling.regions("2x2"), how).unflatten(1, (2, 2))
+    close(got[:, ::2, ::2], quadrants.double().numpy())
+    inside = ((PLACES >= 0.25) & (PLACES < 0.75)).all(1)
+    middle = codes[:, inside]
+    slow = {"max": middle.amax(1), "sum": middle.sum(1), "average": middle.mean(1)}[how]
+    close(got[:, 1, 1], slow.double().numpy())
 
 
 def test_what_cannot_be_encoded() -> None:
