@@ -119,7 +119,7 @@ def classical_rows(splits: dict[str, Index], wanted: Callable[[dict[str, Any]], 
     for descriptor, one in DESCRIPTORS.items():
         for encoding, options in ENCODINGS.items():
             names = [
-                {"descriptor": descriptor, "encoding": encoding, "machine": machine}
+                {"descriptor": descriptor, "encoding": encoding, "classifier": machine}
                 for machine, (_, takes) in MACHINES.items()
                 if encoding in takes
             ]
@@ -131,7 +131,7 @@ def classical_rows(splits: dict[str, Index], wanted: Callable[[dict[str, Any]], 
             seconds = time.monotonic() - start
             for row in filter(wanted, names):
                 start = time.monotonic()
-                settings = MACHINES[row["machine"]][0]
+                settings = MACHINES[row["classifier"]][0]
                 top1, strength = asked(replace(own, **settings), preprocess, x, [labels, asked_labels])
                 whole = seconds + time.monotonic() - start
                 yield row | {"numbers": x[0].shape[1], "strength": strength, "top1": top1, "seconds": round(whole, 1)}
@@ -139,7 +139,7 @@ def classical_rows(splits: dict[str, Index], wanted: Callable[[dict[str, Any]], 
 
 def network_rows(splits: dict[str, Index], wanted: Callable[[dict[str, Any]], bool]) -> Iterator[dict[str, Any]]:
     for name in NETWORKS:
-        row = {"descriptor": "pixels", "encoding": "network", "machine": name}
+        row = {"descriptor": "pixels", "encoding": "network", "classifier": name}
         if not wanted(row):
             continue
         facts = run.facts("cifar10", splits)
@@ -154,7 +154,7 @@ def network_rows(splits: dict[str, Index], wanted: Callable[[dict[str, Any]], bo
 
 def page(rows: list[dict[str, str]]) -> str:
     """The table as Markdown: a line a descriptor and encoding, a column a machine; each descriptor's best is bold."""
-    kept = {(row["descriptor"], row["encoding"], row["machine"]): float(row["top1"]) for row in rows}
+    kept = {(row["descriptor"], row["encoding"], row["classifier"]): float(row["top1"]) for row in rows}
     lines = ["| descriptor | encoding | numbers | " + " | ".join(MACHINES) + " |", "| --- " * (3 + len(MACHINES)) + "|"]
     for descriptor in DESCRIPTORS:
         own = [value for key, value in kept.items() if key[0] == descriptor]
@@ -168,7 +168,7 @@ def page(rows: list[dict[str, str]]) -> str:
     lines += ["", "| network, as opsin derives its recipe | top-1 | minutes |", "| --- | --- | --- |"]
     for row in rows:
         if row["encoding"] == "network":
-            lines.append(f"| {row['machine']} | {float(row['top1']):.1%} | {float(row['seconds']) / 60:.1f} |")
+            lines.append(f"| {row['classifier']} | {float(row['top1']):.1%} | {float(row['seconds']) / 60:.1f} |")
     return "\n".join(lines)
 
 
@@ -188,7 +188,7 @@ def main() -> None:
         PAGE.write_text(f"{before}{marker}\n\n{page(rows)}\n", encoding="utf-8")
         return
     device.tune()
-    known = {(row["descriptor"], row["encoding"], row["machine"]) for row in rows}
+    known = {(row["descriptor"], row["encoding"], row["classifier"]) for row in rows}
 
     def wanted(row: dict[str, Any]) -> bool:
         names = tuple(row.values())
@@ -198,7 +198,7 @@ def main() -> None:
     for make in (classical_rows, network_rows):
         for row in make(splits, wanted):
             print(*row.values(), sep=", ", flush=True)
-            part = " · ".join(row[key] for key in ("descriptor", "encoding", "machine"))
+            part = " · ".join(row[key] for key in ("descriptor", "encoding", "classifier"))
             common.write("ladder", [{"part": part, **row}], part=part)
 
 

@@ -97,9 +97,10 @@ def sift(
     rows, columns, places = _frames("sift", images, (BINS - 1) * bin_size + 1, step)
     kernels, weights = _sift_weights(bin_size, window)
     margin = bin_size - 1  # how far a bin reaches beyond its centre
+    blurs = [_blur(size, smooth, images.device) for size in images.shape[2:]] if smooth else []
 
     def describe(part: Tensor) -> Tensor:
-        down, across = torch.gradient(_blurred(part, smooth) if smooth else part, dim=(1, 2))
+        down, across = torch.gradient(_blurred(part, blurs) if smooth else part, dim=(1, 2))
         across, down = (functional.pad(each, (margin,) * 4, mode="replicate") for each in (across, down))
         maps = _orientations(across.permute(2, 0, 1).contiguous(), down.permute(2, 0, 1).contiguous())
         if window == "gaussian":
@@ -113,8 +114,8 @@ def sift(
             )
             bins = sums[:, y[:, None, :, None], x[None, :, None, :]] * weights.to(maps)
         vectors = bins.flatten(3)
-        faint = vectors.sum(-1, keepdim=True) < contrast
-        vectors = _unit(_unit(vectors).clamp_(max=CLIP)).masked_fill_(faint, 0)
+        strong = vectors.sum(-1, keepdim=True) >= contrast
+        vectors = _unit(_unit(vectors).clamp_(max=CLIP), keep=strong)
         return functional.normalize(vectors, p=1.0, dim=-1).sqrt_() if root else vectors
 
     return Grid(_in_parts(images, rows, columns, BINS * BINS * ANGLES, ANGLES, describe), places)
@@ -260,25 +261,52 @@ def _in_parts(
     return vectors.view(count, rows * columns, channels * length)
 
 
-def _windows(maps: Tensor, kernels: Tensor, step: int) -> Tensor:
-    """Weighted sums along the first dimension: [L, Q] and [n, size] to [windows, n, Q]. Windows overlap in memory."""
-    windows = maps.unfold(0, kernels.shape[1], step).transpose(1, 2)  # [windows, size, Q], a view
-    return torch.bmm(kernels.expand(len(windows), -1, -1), windows)
+def _banded(kernels: Tensor, step: int, count: int) -> Tensor:
+    """Weights [n, size] of a window as those of `count` windows one after the other, [count · n, span]: products with
+    few rows are slow, so some windows are one product, though most of its weights are zeros."""
+    n, size = kernels.shape
+    wide = kernels.new_zeros(count, n, (count - 1) * step + size)
+    for i in range(count):
+        wide[i, :, i * step : i * step + size] = kernels
+    return wide.flatten(0, 1)
+
+
+def _parts(length: int, kernels: Tensor, step: int) -> list[tuple[int, int, int]]:
+    """Windows along an axis of so many pixels, in groups: the first window, how many groups, and windows of each."""
+    n, size = kernels.shape
+    windows = (length - size) // step + 1
+    each = max(1, min(windows, 32 // n, 1 + 2 * size // step))
+    parts = [(0, windows // each, each)]
+    return [*parts, (windows - windows % each, 1, windows % each)] if windows % each else parts
 
 
 def _sums(maps: Tensor, kernels: Tensor, step: int) -> Tensor:
     """Maps [W, P, T, H] and the weights [n, size] of each bin along either axis: [P, rows, columns, n, n, T]."""
-    _, count, kinds, height = maps.shape
-    across = _windows(maps.flatten(1), kernels, step)  # [columns, n, P·T·H]
-    across = across.view(-1, len(kernels), count, kinds, height).permute(4, 2, 0, 1, 3)
-    down = _windows(across.flatten(1), kernels, step)  # [rows, n, P·columns·n·T]
-    return down.view(-1, len(kernels), count, across.shape[2], len(kernels), kinds).permute(2, 0, 3, 1, 4, 5)
+    width, count, kinds, height = maps.shape
+    n, size = kernels.shape
+    columns, rows = ((length - size) // step + 1 for length in (width, height))
+    across = maps.new_empty(columns, n, count, kinds, height)
+    for first, groups, each in _parts(width, kernels, step):
+        wide = _banded(kernels, step, each)
+        seen = maps.flatten(1)[first * step :].unfold(0, wide.shape[1], each * step)[:groups].transpose(1, 2)
+        out = across[first : first + groups * each].view(groups, each * n, -1)
+        torch.bmm(wide.expand(groups, -1, -1), seen, out=out)
+    sums = maps.new_empty(count, rows, columns, n, n, kinds)
+    lines = across.view(-1, height)
+    for first, groups, each in _parts(height, kernels, step):
+        wide = _banded(kernels, step, each)
+        seen = lines[:, first * step :].unfold(1, wide.shape[1], each * step)[:, :groups].transpose(0, 1)
+        found = torch.bmm(seen, wide.T.expand(groups, -1, -1)).view(groups, columns, n, count, kinds, each, n)
+        part = sums[:, first : first + groups * each].unflatten(1, (groups, each))
+        part.copy_(found.permute(3, 0, 5, 1, 6, 2, 4))
+    return sums
 
 
-def _unit(vectors: Tensor, epsilon: float = 1e-12) -> Tensor:
-    """In place, by √(length² + epsilon²)."""
+def _unit(vectors: Tensor, epsilon: float = 1e-12, keep: Tensor | None = None) -> Tensor:
+    """In place, by √(length² + epsilon²). keep: bool, like a length; all others become zeros."""
     length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return vectors.mul_(length.square_().add_(epsilon**2).rsqrt_())
+    scale = length.square_().add_(epsilon**2).rsqrt_()
+    return vectors.mul_(scale if keep is None else scale.mul_(keep))
 
 
 def _sift_weights(bin_size: int, window: str) -> tuple[Tensor, Tensor]:
@@ -309,23 +337,30 @@ def _orientations(across: Tensor, down: Tensor) -> Tensor:
     return torch.sub(magnitude[:, :, None], maps.abs_(), out=maps).clamp_(min=0)
 
 
-def _blurred(part: Tensor, sigma: float) -> Tensor:
-    """[P, H, W] by a Gaussian of `sigma` pixels, cut at four of them; beyond the border the outermost pixels go on."""
-    reach, block = math.ceil(4 * sigma), 64  # a product with a small matrix gives `block` pixels of a line
-    for axis in (1, 2):
-        size = part.shape[axis]
-        seen = torch.arange(-reach, size + reach)
-        distance = (seen - torch.arange(size)[:, None]).to(torch.float64)
-        weights = torch.exp(-0.5 * (distance / sigma) ** 2) * (distance.abs() <= reach)
-        matrix = torch.zeros(size, size, dtype=torch.float64).index_add_(1, seen.clamp(0, size - 1), weights)
-        matrix = (matrix / weights.sum(1, keepdim=True)).to(part)
-        blocks = []
-        for start in range(0, size, block):
-            low, high = max(0, start - reach), min(size, start + block + reach)
-            rows = matrix[start : start + block, low:high]
-            some = part.narrow(axis, low, high - low)
-            blocks.append(torch.matmul(rows, some) if axis == 1 else torch.matmul(some, rows.T))
-        part = torch.cat(blocks, axis)
+def _blur(size: int, sigma: float, device: torch.device) -> list[tuple[int, Tensor]]:
+    """A Gaussian of `sigma` pixels, cut at four of them, on a line of so many pixels, beyond whose ends the outermost
+    ones go on: for each 64 of them the first pixel that they are made from, and weights float32 [64 or fewer, seen]."""
+    reach, block = math.ceil(4 * sigma), 64
+    seen = torch.arange(-reach, size + reach)
+    distance = (seen - torch.arange(size)[:, None]).to(torch.float64)
+    weights = torch.exp(-0.5 * (distance / sigma) ** 2) * (distance.abs() <= reach)
+    matrix = torch.zeros(size, size, dtype=torch.float64).index_add_(1, seen.clamp(0, size - 1), weights)
+    matrix = (matrix / weights.sum(1, keepdim=True)).to(device, torch.float32)
+    blocks = []
+    for start in range(0, size, block):
+        low, high = max(0, start - reach), min(size, start + block + reach)
+        blocks.append((low, matrix[start : start + block, low:high].contiguous()))
+    return blocks
+
+
+def _blurred(part: Tensor, blurs: Sequence[list[tuple[int, Tensor]]]) -> Tensor:
+    """[P, H, W] by the weights of each axis."""
+    for axis, blocks in enumerate(blurs, 1):
+        found = []
+        for low, rows in blocks:
+            some = part.narrow(axis, low, rows.shape[1])
+            found.append(torch.matmul(rows, some) if axis == 1 else torch.matmul(some, rows.T))
+        part = torch.cat(found, axis)
     return part
 
 
