@@ -5,6 +5,7 @@ RUN/
   log.jsonl  log.csv                           every few steps, passes and stages; every pass
   learning_curve.svg/.png  inputs.png          of a network: error per pass (the chapter's figure 12); what it sees
   report.json  report.html                     the result
+  vocabulary.html                              of a classical pipeline: its words, and where they fire
   checkpoints/  stages/  classifier/           to go on; to use
 """
 
@@ -86,6 +87,10 @@ class Course:
         self.clock = time.monotonic()
         self.result: AnyReport | None = None
 
+    @property
+    def title(self) -> str:
+        return f"{self.recipe.model.name} on {Path(self.recipe.data.name).name}"
+
     def run(self) -> Run:
         raise NotImplementedError
 
@@ -155,8 +160,15 @@ class Course:
         storage.write_file(self.folder / "splits.json", json.dumps(listed))
         storage.write_file(self.folder / "recipe.toml", recipe_values.to_toml(self.recipe))
 
-    def write_report(self, classifier: Classifier, result: AnyReport, facts: Mapping[str, Any]) -> None:
-        """The end of every run: the classifier, then the report, with which it counts as finished."""
+    def write_report(
+        self,
+        classifier: Classifier,
+        result: AnyReport,
+        facts: Mapping[str, Any],
+        beside: Mapping[str, str] | None = None,
+    ) -> None:
+        """The end of every run: the classifier, then the report, with which it counts as finished. beside: pages that
+        are in the folder already, file → title."""
         skipped = tuple(str(bad) for index in self.splits.values() for bad in index.skipped)
         self.result = replace(result, skipped=skipped)
         classifiers.save(classifier, self.folder / "classifier")
@@ -172,13 +184,14 @@ class Course:
             samples={
                 self.classes[k]: [_thumbnail(train.image(i)) for i in some] for k, some in enumerate(places[:100])
             },
-            title=f"{self.recipe.model.name} on {Path(self.recipe.data.name).name}",
+            title=self.title,
             facts={
                 "minutes": round((time.monotonic() - self.clock) / 60, 3),
                 **facts,
                 "train_pictures": len(train),
                 "words": self.words,
             },
+            beside=beside,
         )
 
 

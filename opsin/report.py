@@ -77,12 +77,14 @@ def write(
     samples: Mapping[str, Sequence[Tensor]] | None = None,
     title: str = "Report",
     facts: Mapping[str, Any] | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `report.json` and `report.html` into `folder`, durably; returns the page's path.
 
     history: the epochs' log records. pictures: place in the evaluated pictures → uint8 [C, h, w] (None: no thumbnails).
     samples: class name → a few of its training pictures. facts: about the run (minutes, epochs, parameters …), JSON
-    values; they are `run` in `report.json`. Whatever is empty has no section in the page.
+    values; they are `run` in `report.json`. beside: other pages of the folder that this one names, file → title.
+    Whatever is empty has no section in the page.
     """
     folder = Path(folder)
     values = report.to_dict() | {"run": dict(facts or {})}
@@ -99,6 +101,7 @@ def write(
         samples=samples,
         title=title,
         facts=facts,
+        beside=beside,
     )
     storage.write_file(folder / "report.html", _bytes(html))
     storage.write_file(folder / "report.json", text + "\n")  # last: with it a run counts as finished
@@ -115,6 +118,7 @@ def page(
     samples: Mapping[str, Sequence[Tensor]] | None = None,
     title: str = "Report",
     facts: Mapping[str, Any] | None = None,
+    beside: Mapping[str, str] | None = None,
 ) -> str:
     """The page as a string; arguments as for `write`."""
     if isinstance(report, LabelReport):
@@ -143,6 +147,7 @@ def page(
         title=title,
         report=report,
         sections=[(id_, _SECTIONS[id_]) for id_, content in has.items() if content],
+        beside=beside or {},
         facts=_flat(facts or {}),
         curve=Markup(figures.inline(figures.learning_curve(history))) if history else "",
         **own,
@@ -324,6 +329,11 @@ def _templates() -> Environment:
     )
     environment.filters |= {"percent": percent, "whole": lambda n: f"{n:,}"}
     return environment
+
+
+def write_page(path: Path | str, template: str, **values: Any) -> None:
+    """Write the page that a template of the package makes of these values to `path`, durably."""
+    storage.write_file(path, _bytes(_render(template, **values)))
 
 
 def _render(name: str, **values: Any) -> str:

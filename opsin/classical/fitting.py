@@ -20,7 +20,7 @@ from torch import Tensor
 
 from opsin import classifier as classifiers
 from opsin import storage
-from opsin.classical import machines
+from opsin.classical import machines, solver, words
 from opsin.classical.machines import Machine
 from opsin.classical.pipeline import Pipeline, checked
 from opsin.classical.solver import Start
@@ -36,6 +36,7 @@ from opsin.runfolder import Log, Signals
 
 EACH = 50  # descriptors of a picture that the vocabulary is learnt from, about, where there are pictures enough
 KEPT = 1 << 24  # numbers of the vectors that are kept as one, 64 MiB
+VOCABULARY = "vocabulary.html"
 CONFIG, TENSORS = "stage.json", "stage.safetensors"
 
 
@@ -68,7 +69,9 @@ class Fitting(Course):
                     x, y, fitted = self._vectors()
                 with self._stage("machine"):
                     machine = self._machine(x, y, fitted)
+                moments = self._moments(x)
                 del x
+                self._vocabulary_page(machine, *moments)
                 return self._finish(machine)
             finally:
                 self.reporter.finish()
@@ -222,6 +225,31 @@ class Fitting(Course):
         self.words = [*self.words, words]
         self.reporter.say(words)
 
+    def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the numbers of some vectors, [width]; 0 of what never varies."""
+        some = x[: max(1, KEPT // self.pipeline.width)]
+        mean, spread = solver.moments(lambda: solver.blocks(some), len(some))
+        return mean, spread.masked_fill(spread.isinf(), 0)
+
+    def _vocabulary_page(self, machine: Machine, mean: Tensor, spread: Tensor) -> None:
+        """mean, spread: of the numbers of a picture's vector."""
+        index, told = self.splits["test"], self._told("drawing the vocabulary")
+        sampled, shown = words.places(
+            self.pipeline, index.labels, len(self.classes), len(self.splits["train"]), self.recipe.seed
+        )
+        given = words.Given(
+            self.pipeline,
+            machine,
+            self.classes,
+            torch.cat(list(self._prepared("train", sampled))),
+            torch.cat(list(self._prepared("test", shown))),
+            [", ".join(index.named(int(i))) for i in shown],
+            mean,
+            spread,
+        )
+        options = {"title": f"The vocabulary of {self.title}", "seed": self.recipe.seed}
+        words.write(self.folder / VOCABULARY, given, progress=told, **options)
+
     def _finish(self, machine: Machine) -> Run:
         def made() -> ClassicalClassifier:
             return ClassicalClassifier(
@@ -233,7 +261,10 @@ class Fitting(Course):
         result = self.measure(made(), "test", self.reporter.counter("evaluating"))
         parameters = sum(t.numel() for t in (*self.pipeline.tensors.values(), *machine.tensors.values()))
         self.write_report(
-            made(), result, {"vector": self.pipeline.width, "parameters": parameters, **machine.settings.about}
+            made(),
+            result,
+            {"vector": self.pipeline.width, "parameters": parameters, **machine.settings.about},
+            {VOCABULARY: "The vocabulary"},
         )
         shutil.rmtree(self.folder / "stages", ignore_errors=True)  # only needed to go on
         return Run(self.folder, self.recipe, self.words, self.result, self.history)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -79,10 +78,11 @@ class Pipeline:
         """Numbers of a descriptor before its projection."""
         return self.planes(one) * (one.sizes[0] ** 2 if one.kind == "patches" else LENGTHS[one.kind])
 
-    def frames(self, one: Descriptor) -> int:
-        """Descriptors of a picture. `UsageError` where it is too small for one of them."""
+    def scales(self, one: Descriptor) -> list[tuple[int, int, int]]:
+        """Of each size, in the order of `grid`: pixels of a frame, and how many rows and columns of frames there are.
+        `UsageError` where a picture is too small for one of them."""
         height, width = self.preprocess.size
-        total = 0
+        found = []
         for size in one.sizes:
             extent = ENDS[one.kind][0] * size + ENDS[one.kind][1]
             if min(height, width) < extent:
@@ -90,8 +90,12 @@ class Pipeline:
                     f"{one.kind} of size {size} covers {extent} × {extent} pixels, but pictures are prepared to "
                     f"{height} × {width}; make them larger (preprocess.size) or the sizes smaller"
                 )
-            total += math.prod((side - extent) // one.step + 1 for side in (height, width))
-        return total
+            found.append((extent, *((side - extent) // one.step + 1 for side in (height, width))))
+        return found
+
+    def frames(self, one: Descriptor) -> int:
+        """Descriptors of a picture; errors as for `scales`."""
+        return sum(rows * columns for _, rows, columns in self.scales(one))
 
     def projected(self, one: Descriptor) -> int:
         """Numbers of a descriptor after its projection."""
@@ -150,12 +154,13 @@ class Pipeline:
 
     def vectors(self, images: Tensor) -> Tensor:
         """float32 [B, width], few pictures at a time: their descriptors are many."""
-        most = max(self.frames(one) * self.length(one) for one in self.classical.descriptors)
-        encoders = [self._encoders(i) for i in range(len(self.classical.descriptors))]
+        classical = self.classical
+        most = max(self.frames(one) * self.length(one) for one in classical.descriptors)
+        encoders = [[self.encoder(i, name) for name in classical.encoders] for i in range(len(classical.descriptors))]
         rows = []
         for some in images.split(max(1, PART // most)):
             found = self._encoded(some, encoders)
-            if self.classical.mirror:
+            if classical.mirror:
                 found = found.add_(self._encoded(some.flip(-1), encoders)).div_(2)
             rows.append(found)
         return torch.cat(rows) if rows else images.new_zeros(0, self.width, dtype=torch.float32)
@@ -174,23 +179,20 @@ class Pipeline:
         mean = self.tensors.get(f"{kind}.mean")
         return None if mean is None else Projection(mean, self.tensors[f"{kind}.matrix"])
 
-    def _encoders(self, kind: int) -> list[Encoder | Fisher]:
+    def encoder(self, kind: int, name: str) -> Encoder | Fisher:
+        """The encoder called `name` over what was learnt of descriptors of number `kind`."""
         classical = self.classical
-
-        def made(name: str) -> Encoder | Fisher:
-            if name == "fisher":
-                parts = (self.tensors[f"{kind}.{part}"] for part in ("weights", "means", "variances"))
-                return Fisher(Mixture(*parts, likelihood=0.0))
-            table = self.tensors[f"{kind}.{VOCABULARY[name]}"]
-            if name == "hard":
-                return Hard(table)
-            if name == "triangle":
-                return Triangle(table)
-            if name == "llc":
-                return LocalityConstrained(table, classical.neighbours)
-            return MatchingPursuit(table, classical.sparsity) if name == "omp" else Lasso(table, classical.penalty)
-
-        return [made(name) for name in classical.encoders]
+        if name == "fisher":
+            parts = (self.tensors[f"{kind}.{part}"] for part in ("weights", "means", "variances"))
+            return Fisher(Mixture(*parts, likelihood=0.0))
+        table = self.tensors[f"{kind}.{VOCABULARY[name]}"]
+        if name == "hard":
+            return Hard(table)
+        if name == "triangle":
+            return Triangle(table)
+        if name == "llc":
+            return LocalityConstrained(table, classical.neighbours)
+        return MatchingPursuit(table, classical.sparsity) if name == "omp" else Lasso(table, classical.penalty)
 
     # -- learnt -------------------------------------------------------------------------------------------------------
 
