@@ -294,7 +294,9 @@ def _section(
     made, unused = used(words, found, most)
     one, total, what = words.one, len(words.table), WHAT[words.what]
     known = " and ".join(f"{extent}×{extent}" for extent, _, _ in given.pipeline.scales(one))
-    of = f"{report.in_number(found.frames.numel(), 'part')} of {report.in_number(len(found.frames), 'training picture')}"
+    of = (
+        f"{report.in_number(found.frames.numel(), 'part')} of {report.in_number(len(found.frames), 'training picture')}"
+    )
     lead = (
         f"Of parts of {known} pixels, one every {report.in_number(one.step, 'pixel')}. "
         f"{'All' if len(made) == total else f'The {len(made)} that are used most'} are shown, as they are in {of}"

@@ -1,4 +1,4 @@
-"""The page of a vocabulary: the nearest parts are the nearest, a word fires where it should, and the page is bounded."""
+"""The page of a vocabulary: the parts are the nearest, a word fires where it should, and all of it is bounded."""
 
 from __future__ import annotations
 
@@ -147,7 +147,9 @@ def test_a_made_picture_fires_the_words_it_should() -> None:
     tints = words.colours(vocabulary.table)
     shown = words._map(pipeline, 0, vocabulary, both, tints, {0, 1}, "")
     assert [one["label"] for one in shown["words"]] in (["1", "2"], ["2", "1"])
-    assert shown["words"][0]["share"] == pytest.approx(float((where == int(shown["words"][0]["label"]) - 1).float().mean()))
+    assert shown["words"][0]["share"] == pytest.approx(
+        float((where == int(shown["words"][0]["label"]) - 1).float().mean())
+    )
 
 
 @pytest.mark.parametrize("one", KINDS, ids=lambda one: one.kind)
@@ -167,7 +169,10 @@ def test_each_pixel_has_the_strongest_of_the_nearest_frames(one: Descriptor) -> 
             if float(away.min()) < one.step / 2 - 1e-3 and float(strength[near]) > best[0]:
                 best = float(strength[near]), int(word[near])
             start = some.stop
-        edges = [abs(abs(float(d)) - one.step / 2) < 1e-3 for d in (grid.places * 24 - torch.tensor([y + 0.5, x + 0.5])).flatten()]
+        edges = [
+            abs(abs(float(d)) - one.step / 2) < 1e-3
+            for d in (grid.places * 24 - torch.tensor([y + 0.5, x + 0.5])).flatten()
+        ]
         assert int(where[y, x]) == best[1] or any(edges)  # between two frames either will do
 
 
@@ -186,7 +191,14 @@ def test_what_is_said_of_classes_is_what_the_machine_does(additive) -> None:
     """More of a word in all boxes and encoders moves the scores by the numbers that the page goes by."""
     encoders = ("hard", "triangle") if additive else ("hard", "fisher", "llc")
     classical = replace(
-        ALL, descriptors=KINDS[2:], encoders=encoders, words=6, pyramid="1x1+2x1", norm="none", power=1.0, additive=additive
+        ALL,
+        descriptors=KINDS[2:],
+        encoders=encoders,
+        words=6,
+        pyramid="1x1+2x1",
+        norm="none",
+        power=1.0,
+        additive=additive,
     )
     images = pictures(40)
     pipeline = learnt(classical, images)
@@ -222,7 +234,10 @@ def test_every_descriptor_and_vocabulary_has_its_place_on_the_page(tmp_path: Pat
     page = check_self_contained((run.folder / "vocabulary.html").read_text(encoding="utf-8"))
     for kind, what in itertools.product(words.KINDS.values(), ("10 centres", "2 Gaussians", "10 atoms")):
         assert any(line.startswith(kind) and line.endswith(what) for line in page.text.splitlines()), (kind, what)
-    assert all(name in page.text for name in names) and 'href="vocabulary.html"' in (run.folder / "report.html").read_text()
+    assert (
+        all(name in page.text for name in names)
+        and 'href="vocabulary.html"' in (run.folder / "report.html").read_text()
+    )
     assert len([1 for tag, values in page.elements if tag == "figure" and "id" in values]) == 4 * (10 + 2 + 10)
     # A test picture of each class, with a map of each vocabulary; and a strip for each word that has parts.
     assert len([1 for _, values in page.elements if values.get("alt") == "where words fire"]) in (12, 24)
@@ -230,7 +245,9 @@ def test_every_descriptor_and_vocabulary_has_its_place_on_the_page(tmp_path: Pat
 
 @pytest.mark.parametrize("machine", ["forest", "kernel"])
 def test_other_machines_and_pictures_that_stay_on_disk(tmp_path: Path, machine) -> None:
-    recipe = replace(SMALL, data=replace(SMALL.data, loader="disk"), classical=replace(SMALL.classical, machine=machine))
+    recipe = replace(
+        SMALL, data=replace(SMALL.data, loader="disk"), classical=replace(SMALL.classical, machine=machine)
+    )
     recipe = replace(recipe, preprocess=Preprocess(size=(16, 16), **GREY))
     recipe = replace(recipe, classical=replace(recipe.classical, trees=3, descriptors=KINDS[:1]))
     run = runs.fit(recipe, tmp_path / "run", splits=parts(channels=1))
@@ -267,7 +284,11 @@ def test_the_page_and_the_work_are_bounded(tmp_path: Path, case: str) -> None:
     if case == "vocabularies":
         kinds, encoders = KINDS * 4, ("llc", "fisher", "omp")
     elif case == "pictures":
-        size, kinds, encoders = 160, (Descriptor(kind="sift", step=8, sizes=(6, 8), project=16), KINDS[2]), ("hard", "fisher")
+        size, kinds, encoders = (
+            160,
+            (Descriptor(kind="sift", step=8, sizes=(6, 8), project=16), KINDS[2]),
+            ("hard", "fisher"),
+        )
     classical = replace(ALL, descriptors=kinds, encoders=encoders, words=4000 if case == "words" else 70, gaussians=70)
     pipeline = Pipeline(classical, Preprocess(size=(size, size)))
     generator = torch.Generator().manual_seed(0)
