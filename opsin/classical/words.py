@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -261,7 +262,7 @@ class Given(NamedTuple):
     spread: Tensor
 
 
-def write(path: Any, given: Given, *, title: str, seed: int, progress: Callable[[int, int], None]) -> None:
+def write(path: Path | str, given: Given, *, title: str, seed: int, progress: Callable[[int, int], None]) -> None:
     """Write the page to `path`, durably."""
     pipeline = given.pipeline
     found = vocabularies(pipeline)
@@ -309,6 +310,7 @@ def _section(
         "title": f"{KINDS[one.kind]} of {SPACES[one.space]}: {report.in_number(total, what)}",
         "lead": lead,
         "words": cards,
+        "more": max(0, len(given.classes) - PICTURES),
         "classes": [] if effect is None else _classes(given, number, made, tints, effect),
     }
 

@@ -240,7 +240,7 @@ def test_every_descriptor_and_vocabulary_has_its_place_on_the_page(tmp_path: Pat
     )
     assert len([1 for tag, values in page.elements if tag == "figure" and "id" in values]) == 4 * (10 + 2 + 10)
     # A test picture of each class, with a map of each vocabulary; and a strip for each word that has parts.
-    assert len([1 for _, values in page.elements if values.get("alt") == "where words fire"]) in (12, 24)
+    assert len([1 for _, values in page.elements if values.get("alt", "").startswith("where words fire in")]) == 2 * 12
 
 
 @pytest.mark.parametrize("machine", ["forest", "kernel"])
