@@ -100,9 +100,8 @@ def sift(
     blurs = [_blur(size, smooth, images.device) for size in images.shape[2:]] if smooth else []
 
     def describe(part: Tensor) -> Tensor:
-        down, across = torch.gradient(_blurred(part, blurs) if smooth else part, dim=(1, 2))
-        across, down = (functional.pad(each, (margin,) * 4, mode="replicate") for each in (across, down))
-        maps = _orientations(across.permute(2, 0, 1).contiguous(), down.permute(2, 0, 1).contiguous())
+        part = (_blurred(part, blurs) if smooth else part).permute(2, 0, 1).contiguous()
+        maps = _orientations(*(_slopes(part, axis, margin) for axis in (0, 2)))
         if window == "gaussian":
             bins = _sums(maps, kernels.to(maps), step)
         else:  # one kernel serves all bins: summed wherever a bin of some frame is, then handed out
@@ -323,6 +322,25 @@ def _sift_weights(bin_size: int, window: str) -> tuple[Tensor, Tensor]:
     for number, weights in enumerate(gaussian * triangle):
         kernels[number, number * bin_size : number * bin_size + len(offsets)] = weights
     return kernels / kernels.sum(), torch.ones(BINS, BINS, 1, dtype=torch.float64)
+
+
+def _slopes(part: Tensor, axis: int, margin: int) -> Tensor:
+    """Differences along an axis of [W, P, H], halved between two neighbours and whole at the ends, which go on for
+    `margin` pixels around the picture."""
+    width, count, height = part.shape
+    found = part.new_empty(width + 2 * margin, count, height + 2 * margin)
+    inner = found[margin : margin + width, :, margin : margin + height]
+    size = part.shape[axis]
+    torch.sub(part.narrow(axis, 2, size - 2), part.narrow(axis, 0, size - 2), out=inner.narrow(axis, 1, size - 2))
+    inner.narrow(axis, 1, size - 2).mul_(0.5)
+    torch.sub(part.narrow(axis, 1, 1), part.narrow(axis, 0, 1), out=inner.narrow(axis, 0, 1))
+    torch.sub(part.narrow(axis, -1, 1), part.narrow(axis, -2, 1), out=inner.narrow(axis, -1, 1))
+    if margin:
+        rows = found[:, :, margin : margin + height]
+        rows[:margin], rows[-margin:] = rows[margin], rows[-margin - 1]
+        found[:, :, :margin] = found[:, :, margin : margin + 1]
+        found[:, :, -margin:] = found[:, :, -margin - 1 : found.shape[2] - margin]
+    return found
 
 
 def _orientations(across: Tensor, down: Tensor) -> Tensor:
