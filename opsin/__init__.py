@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from opsin.classifier import Classifier as Classifier
+    from opsin.classifier import FusedClassifier as FusedClassifier
     from opsin.classifier import NetClassifier as NetClassifier
     from opsin.classifier import Prediction as Prediction
     from opsin.classifier import features as features
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 _HOMES = {  # public name → file, and its name there when that differs
     "Classifier": "classifier",
+    "FusedClassifier": "classifier",
     "LabelReport": "evaluate",
     "MODELS": "models",
     "NetClassifier": "classifier",

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opsin.errors import BadInput, DataError, StorageError, UsageError
+from opsin import runfolder
+from opsin.errors import BadInput, DataError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
 
     from opsin.console import Reporter
     from opsin.data.index import Index
-    from opsin.recipe import Recipe
 
-MAX_SPLITS = 1 << 29  # bytes of a splits.json
 STDIN = "<stdin>"  # what a lone dash becomes, which cyclopts would take for an option
 
 
@@ -31,12 +30,12 @@ def index(
     from opsin.data.index import WHOLE, in_splits
 
     run = shipped.find(run)
-    recipe = _recipe_of(run)
+    recipe = runfolder.recipe_of(run)
     if recipe is None and data is None:
         raise UsageError(f"{run} does not say what it was trained on; name the data: opsin evaluate RUN DATA")
     own = "" if recipe is None else recipe.data.name
     data = own if data is None else data
-    same, seed = _same_data(data, own), 0
+    same, seed = runfolder.same_data(data, own), 0
     if recipe is not None and same:
         # The very pictures that the run read, so that no training picture slips into the test part.
         data_dir, seed, on_bad_image = data_dir or recipe.data.data_dir, recipe.seed, recipe.data.on_bad_image
@@ -55,7 +54,7 @@ def index(
     part = split or "test"
     if part == "all":
         return _join(list(splits.values()))
-    keys = _listed(run, part) if same else None
+    keys = runfolder.listed(run, part) if same else None
     if keys is not None:
         whole = _join(list(splits.values()))
         places = {key: i for i, key in enumerate(whole.keys)}
@@ -84,28 +83,6 @@ def any_pictures(data: str, split: str | None, data_dir: str, reporter: Reporter
     if split not in parts:
         raise UsageError(f"{data} has no part {split!r}; leave out --split for all of its pictures")
     return parts[split]
-
-
-def _listed(run: Path, part: str) -> list[str] | None:
-    """The names of the pictures of a part, where the run wrote them down (`splits.json`)."""
-    from opsin.data.index import read
-
-    for path in (run / "splits.json", run.resolve().parent / "splits.json"):
-        if path.is_file():
-            return listed_keys(read(path, MAX_SPLITS), path, part)
-    return None
-
-
-def listed_keys(data: bytes, path: Path, part: str) -> list[str] | None:
-    """The names listed for a part in the bytes of a `splits.json`; None where it lists none."""
-    from opsin.storage import read_json
-
-    listed = read_json(data, path, MAX_SPLITS)
-    of_part = listed.get(part, {}) if isinstance(listed, dict) else None
-    keys = of_part.get("keys") if isinstance(of_part, dict) else ...
-    if keys is None or (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
-        return keys
-    raise StorageError(f"{path}: expected the names of the pictures of each part")
 
 
 def _join(parts: Sequence[Index]) -> Index:
@@ -149,22 +126,6 @@ def _join(parts: Sequence[Index]) -> Index:
         source,
         sum((part.skipped for part in parts), ()),
     )
-
-
-def _same_data(one: str, other: str) -> bool:
-    return one == other or bool(
-        other and os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
-    )
-
-
-def _recipe_of(run: Path) -> Recipe | None:
-    """The recipe of a run folder, given as itself or by its classifier/ folder; None where there is none."""
-    from opsin.recipe import from_toml
-
-    for path in (run / "recipe.toml", run.resolve().parent / "recipe.toml"):
-        if path.is_file():
-            return from_toml(path.read_text(encoding="utf-8"), str(path))
-    return None
 
 
 def all_pictures(arguments: Sequence[str], skip: Callable[[str, str], None]) -> tuple[list[str], list[Path | bytes]]:

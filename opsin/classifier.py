@@ -1,7 +1,8 @@
 """What a person uses: pictures in, class probabilities out. Also how a classifier is saved, loaded and asked.
 
 `classifier/` holds `classifier.json` (kind, network, classes, preprocessing), `weights.safetensors`, `config.json` and
-a manifest of hashes. No optimiser, no recipe, no pickle.
+a manifest of hashes. No optimiser, no recipe, no pickle. A fused one holds the first two of each of its members, as
+`0-classifier.json`, `0-weights.safetensors` …, beside its own `classifier.json`.
 
 `config.json` is for others; `load` does not read it. It has timm's keys: its readers, and those of the Hugging Face
 hub, find the network's name, the numbers of classes and features, the names of the classes, and input size, mean,
@@ -12,9 +13,11 @@ tensors have the names of our networks, where timm builds its own. `opsin.hub` r
 from __future__ import annotations
 
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast, final, runtime_checkable
 
@@ -32,7 +35,7 @@ from opsin.data.loader import decode_size
 from opsin.data.sandbox import Decoders
 from opsin.errors import BadInput, OpsinError, StorageError, UsageError
 from opsin.preprocess import Preprocess
-from opsin.recipe import Classical, ModelSpec, check, to_dict
+from opsin.recipe import MAX_MEMBERS, Classical, ModelSpec, check, to_dict
 from opsin.types import Model
 
 CONFIG, WEIGHTS = "classifier.json", "weights.safetensors"
@@ -183,6 +186,107 @@ class ClassicalClassifier:
         return self.pipeline.vectors(prepared.to(next(iter(self.pipeline.tensors.values())).device))
 
 
+Member = NetClassifier | ClassicalClassifier
+
+
+@final
+class FusedClassifier:
+    """The weighted mean of what several classifiers say, each of pictures prepared as it wants them.
+
+    members: 2 to `MAX_MEMBERS`, none of them fused, with the same names of classes in any order, all for one label a
+    picture or all for many. weights: one a member, 0 or more, of sum 1; None: equal ones. classes: their names in
+    another order than the first member's. thresholds: of many labels; None: 0.5 each.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        weights: Sequence[float] | None = None,
+        classes: Sequence[str] | None = None,
+        thresholds: Sequence[float] | None = None,
+    ) -> None:
+        self.members = tuple(members)
+        if not 2 <= len(self.members) <= MAX_MEMBERS:
+            raise UsageError(f"expected 2 to {MAX_MEMBERS} classifiers to fuse, received {len(self.members)}")
+        for member in self.members:
+            if isinstance(member, FusedClassifier):
+                raise UsageError("a fused classifier is not fused again; fuse its members")
+            if not isinstance(member, Member):
+                raise UsageError(f"a {type(member).__name__} cannot be fused; expected networks and classical ones")
+        self.weights = _weights(weights, len(self.members))
+        self.classes = _class_names(self.members[0].classes if classes is None else classes)
+        self._columns = [_columns(member.classes, self.classes) for member in self.members]
+        many = [member.thresholds is not None for member in self.members]
+        if len({*many, thresholds is not None or many[0]}) > 1:
+            raise UsageError("classifiers for one label a picture are not fused with classifiers for many")
+        self.thresholds: tuple[float, ...] | None = None
+        if many[0]:
+            given = (0.5,) * len(self.classes) if thresholds is None else thresholds
+            self.thresholds = _thresholds(given, len(self.classes))
+        geometries = [_geometry(member.preprocess) for member in self.members]
+        self._geometries = list(dict.fromkeys(geometries))  # members of equal ones share what is prepared
+        self._own = [self._geometries.index(geometry) for geometry in geometries]
+
+    @property
+    def decode_size(self) -> tuple[int, int]:
+        """(H, W) that is enough for every member, see `opsin.data.decode.decode`."""
+        sizes = [decode_size(geometry) for geometry in self._geometries]
+        return max(h for h, _ in sizes), max(w for _, w in sizes)
+
+    def to(self, device: str | torch.device) -> FusedClassifier:
+        """The same with its members on another device; `UsageError` for one that this machine has not."""
+        moved = [member.to(device) for member in self.members]
+        return FusedClassifier(moved, self.weights, self.classes, self.thresholds)
+
+    def prepare(self, image: Tensor) -> Tensor:
+        """uint8 [1 or 3, h, w] to uint8 [L]: what each way to prepare gives, flat, one after the other."""
+        return torch.cat([geometry.prepare(image).flatten() for geometry in self._geometries])
+
+    def each(self, prepared: Tensor) -> Tensor:
+        """uint8 [B, L] to what each member says, float32 [B, M, K] in the order of `classes`, on the CPU."""
+        shapes = [(geometry.channels, *geometry.size) for geometry in self._geometries]
+        lengths = [math.prod(shape) for shape in shapes]
+        if prepared.dtype != torch.uint8 or prepared.ndim != 2 or prepared.shape[1] != sum(lengths):
+            raise UsageError(
+                f"expected prepared pictures as uint8 [B, {sum(lengths)}], "
+                f"received {prepared.dtype} {tuple(prepared.shape)}"
+            )
+        parts = [part.unflatten(1, shape) for part, shape in zip(prepared.split(lengths, 1), shapes, strict=True)]
+        said = zip(self.members, self._own, self._columns, strict=True)
+        return torch.stack([m.probabilities(parts[own])[:, columns].cpu() for m, own, columns in said], 1)
+
+    def mean(self, said: Tensor) -> Tensor:
+        """What `each` gave, float32 [B, M, K], to its weighted mean, [B, K]."""
+        return (said * torch.tensor(self.weights, dtype=torch.float64)[:, None]).sum(1).float()
+
+    def probabilities(self, prepared: Tensor) -> Tensor:
+        """uint8 [B, L] to float32 [B, K] on the CPU."""
+        return self.mean(self.each(prepared))
+
+
+def _geometry(preprocess: Preprocess) -> Preprocess:
+    """What of it decides how pictures are prepared: all but the arithmetic, which is on the device."""
+    return replace(preprocess, mean=(0.0,) * preprocess.channels, std=(1.0,) * preprocess.channels)
+
+
+def _columns(own: tuple[str, ...], classes: tuple[str, ...]) -> list[int]:
+    """Where each of `classes` is among a member's own; `UsageError` unless they are the same names."""
+    if wrong := sorted(set(own) ^ set(classes)):
+        shown = ", ".join(wrong[:5]) + (f" and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        raise UsageError(f"expected classifiers of the same classes; only some know: {shown}")
+    return [own.index(name) for name in classes]
+
+
+def _weights(given: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    if given is None:
+        return (1 / count,) * count
+    good = isinstance(given, list | tuple) and len(given) == count
+    good = good and all(type(value) in (int, float) and 0 <= value <= 1 for value in given)
+    if not good or abs(sum(given) - 1) > 1e-6:
+        raise UsageError(f"weights: expected {count} numbers from 0 to 1 whose sum is 1, received {given!r:.80}")
+    return tuple(map(float, given))
+
+
 def _thresholds(given: Sequence[float], num_classes: int) -> tuple[float, ...]:
     good = isinstance(given, list | tuple) and len(given) == num_classes
     if not good or not all(type(value) in (int, float) and 0 <= value <= 1 for value in given):
@@ -212,13 +316,25 @@ def save(classifier: Classifier, folder: Path | str, *, half: bool = False) -> N
 
     half: matrices and filters as float16, half the size; `load` makes them float32 again, less exact by 2⁻¹¹ of each.
     """
+    storage.write_folder(folder, _files(classifier, half))
+
+
+def _files(classifier: Classifier, half: bool) -> dict[str, bytes]:
+    """What a saved one's folder holds, by name."""
+    if isinstance(classifier, NetClassifier):
+        return _net_files(classifier, half)
+    if half:
+        raise UsageError("float16 is for networks; any other classifier is saved as it is")
+    if isinstance(classifier, FusedClassifier):
+        return _fused_files(classifier)
     if isinstance(classifier, ClassicalClassifier) and classifier.machine is not None:
-        if half:
-            raise UsageError("float16 is for networks; a classical pipeline is saved as it is")
-        storage.write_folder(folder, _classical_files(classifier, classifier.machine))
-        return
-    if not isinstance(classifier, NetClassifier):
-        raise UsageError(f"a {type(classifier).__name__} cannot be saved; expected a NetClassifier or a classical one")
+        return _classical_files(classifier, classifier.machine)
+    raise UsageError(
+        f"a {type(classifier).__name__} cannot be saved; expected a NetClassifier, a classical one, or a fused one"
+    )
+
+
+def _net_files(classifier: NetClassifier, half: bool) -> dict[str, bytes]:
     preprocess, spec = classifier.preprocess, classifier.spec
     config = {
         "format": 1,
@@ -253,7 +369,7 @@ def save(classifier: Classifier, folder: Path | str, *, half: bool = False) -> N
     if half:  # vectors stay: a running variance may be out of float16's range
         tensors = {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in tensors.items()}
     weights = storage.to_safetensors(tensors)
-    storage.write_folder(folder, {CONFIG: texts[0], WEIGHTS: weights, FOR_OTHERS: texts[1]})
+    return {CONFIG: texts[0], WEIGHTS: weights, FOR_OTHERS: texts[1]}
 
 
 def _classical_files(classifier: ClassicalClassifier, machine: Machine) -> dict[str, bytes]:
@@ -271,6 +387,23 @@ def _classical_files(classifier: ClassicalClassifier, machine: Machine) -> dict[
     tensors = {f"pipeline.{key}": tensor for key, tensor in classifier.pipeline.tensors.items()}
     tensors |= {f"machine.{key}": tensor for key, tensor in machine.arrays().items()}
     return {CONFIG: json.dumps(config, indent=1, allow_nan=False).encode(), WEIGHTS: storage.to_safetensors(tensors)}
+
+
+def _fused_files(classifier: FusedClassifier) -> dict[str, bytes]:
+    config = {
+        "format": 1,
+        "opsin": __version__,
+        "kind": FUSED,
+        "classes": list(classifier.classes),
+        "weights": list(classifier.weights),
+    }
+    if classifier.thresholds is not None:
+        config["thresholds"] = list(classifier.thresholds)
+    files = {CONFIG: json.dumps(config, indent=1, allow_nan=False).encode()}
+    for i, member in enumerate(classifier.members):
+        own = _files(member, half=False)
+        files |= {f"{i}-{name}": own[name] for name in (CONFIG, WEIGHTS)}
+    return files
 
 
 def load(folder: Path | str, device: str = "cpu") -> Classifier:
@@ -291,22 +424,35 @@ def load(folder: Path | str, device: str = "cpu") -> Classifier:
         raise StorageError(
             f"{folder}: no classifier here; expected a run folder, its classifier/ folder, or a shipped one: {names}"
         )
-    files = storage.read_folder(folder)
-    for name in (CONFIG, WEIGHTS):
-        if name not in files:
-            raise StorageError(f"{folder}: expected the files {CONFIG} and {WEIGHTS}, received {sorted(files)}")
-    where = folder / CONFIG
-    config = storage.read_json(files[CONFIG], where)
+    return _made(storage.read_folder(folder), folder, device, LOADERS)
+
+
+def _made(
+    files: Mapping[str, bytes], folder: Path, device: str, loaders: Mapping[str, Loader], prefix: str = ""
+) -> Classifier:
+    """The classifier of the files whose names begin so."""
+    where = folder / f"{prefix}{CONFIG}"
+    if where.name not in files:
+        raise StorageError(f"{folder}: expected the file {where.name}, received {sorted(files)}")
+    config = storage.read_json(files[where.name], where)
     if not isinstance(config, dict) or config.get("format") != 1:
         raise StorageError(f"{where}: expected an object of format 1, received {str(config)[:80]}")
     kind = config.get("kind")
-    if not isinstance(kind, str) or kind not in LOADERS:
-        raise StorageError(f"{where}: kind: expected one of {', '.join(LOADERS)}, received {kind!r}")
-    return LOADERS[kind](config, files, folder, device)
+    if not isinstance(kind, str) or kind not in loaders:
+        raise StorageError(f"{where}: kind: expected one of {', '.join(loaders)}, received {kind!r}")
+    return loaders[kind](config, files, where, device)
 
 
-def _load_net(config: Mapping[str, Any], files: Mapping[str, bytes], folder: Path, device: str) -> NetClassifier:
-    where, model = folder / CONFIG, config.get("model")
+def _tensors(files: Mapping[str, bytes], where: Path) -> tuple[dict[str, Tensor], Path]:
+    """The tensors that belong to the configuration `where`, and the name of their file."""
+    weights = where.with_name(f"{where.name.removesuffix(CONFIG)}{WEIGHTS}")
+    if weights.name not in files:
+        raise StorageError(f"{where.parent}: expected the file {weights.name}, received {sorted(files)}")
+    return storage.from_safetensors(files[weights.name], weights), weights
+
+
+def _load_net(config: Mapping[str, Any], files: Mapping[str, bytes], where: Path, device: str) -> NetClassifier:
+    model = config.get("model")
     expected = {"name": str, "options": dict, "in_channels": int}
     if not isinstance(model, dict) or {key: type(value) for key, value in model.items()} != expected:
         raise StorageError(f"{where}: model: expected name, options and in_channels, received {str(model)[:80]}")
@@ -325,18 +471,17 @@ def _load_net(config: Mapping[str, Any], files: Mapping[str, bytes], folder: Pat
         raise StorageError(
             f"{where}: the network takes {model['in_channels']} channels, preprocess gives {preprocess.channels}"
         )
-    tensors = storage.from_safetensors(files[WEIGHTS], folder / WEIGHTS)
+    tensors, weights = _tensors(files, where)
     tensors = {key: tensor.float() if tensor.dtype == torch.float16 else tensor for key, tensor in tensors.items()}
-    set_weights(net, tensors, folder / WEIGHTS)
+    set_weights(net, tensors, weights)
     net.eval()
     spec = ModelSpec(name=model["name"], options=model["options"])
     return NetClassifier(net, preprocess, classes, spec, own).to(device)
 
 
 def _load_classical(
-    config: Mapping[str, Any], files: Mapping[str, bytes], folder: Path, device: str
+    config: Mapping[str, Any], files: Mapping[str, bytes], where: Path, device: str
 ) -> ClassicalClassifier:
-    where, weights = folder / CONFIG, folder / WEIGHTS
     for key, kind in (("pipeline", dict), ("machine", dict), ("preprocess", dict), ("classes", list)):
         if not isinstance(config.get(key), kind):
             raise StorageError(f"{where}: {key}: expected a {kind.__name__}, received {str(config.get(key))[:80]}")
@@ -348,7 +493,8 @@ def _load_classical(
     except (TypeError, ValueError) as error:  # UsageError is a ValueError
         raise StorageError(f"{where}: {error}") from error
     parts: dict[str, dict[str, Tensor]] = {"pipeline": {}, "machine": {}}
-    for key, tensor in storage.from_safetensors(files[WEIGHTS], weights).items():
+    tensors, weights = _tensors(files, where)
+    for key, tensor in tensors.items():
         part, _, name = key.partition(".")
         if part not in parts:
             raise StorageError(f"{weights}: {key}: unexpected")
@@ -368,11 +514,35 @@ def _load_classical(
     return ClassicalClassifier(pipeline, machine, classes, own).to(device)
 
 
+def _load_fused(config: Mapping[str, Any], files: Mapping[str, bytes], where: Path, device: str) -> FusedClassifier:
+    given, classes = config.get("weights"), config.get("classes")
+    if not isinstance(given, list) or not 2 <= len(given) <= MAX_MEMBERS or not isinstance(classes, list):
+        raise StorageError(
+            f"{where}: expected lists of classes and of 2 to {MAX_MEMBERS} weights, received {str(config)[:80]}"
+        )
+    names = {CONFIG, *(f"{i}-{name}" for i in range(len(given)) for name in (CONFIG, WEIGHTS))}
+    if wrong := sorted(names ^ files.keys()):
+        raise StorageError(
+            f"{where.parent}: expected {len(given)} members; missing or too many: {', '.join(wrong[:5])}"
+        )
+    alone = {kind: loader for kind, loader in LOADERS.items() if kind != FUSED}
+    members = [_made(files, where.parent, device, alone, prefix=f"{i}-") for i in range(len(given))]
+    if (thresholds(members[0]) is None) != (config.get("thresholds") is None):
+        raise StorageError(f"{where}: expected thresholds where its members are for many labels, and only there")
+    try:
+        return FusedClassifier(cast(list[Member], members), given, classes, config.get("thresholds"))
+    except UsageError as error:
+        raise StorageError(f"{where}: {error}") from error
+
+
+FUSED = "fused"
+Loader = Callable[[Mapping[str, Any], Mapping[str, bytes], Path, str], Classifier]  # its path is the configuration's
 # By the kind of a saved one. "labels" is a net with a sigmoid head: a version that knows only softmax refuses it.
-LOADERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, bytes], Path, str], Classifier]] = {
+LOADERS: dict[str, Loader] = {
     "net": _load_net,
     "labels": _load_net,
     "classical": _load_classical,
+    FUSED: _load_fused,
 }
 
 
@@ -500,6 +670,8 @@ def prepared_batches(
 
     preprocess = getattr(classifier, "preprocess", None)
     min_size = decode_size(preprocess) if isinstance(preprocess, Preprocess) else None
+    if isinstance(classifier, FusedClassifier):
+        min_size = classifier.decode_size
 
     def get(i: int) -> Tensor:
         if isinstance(images, Index):

@@ -122,6 +122,16 @@ def train(
         bool,
         Parameter(show_default=False, help="Keep the weights; fit a new last layer to the network's features alone."),
     ] = False,
+    fuse: Annotated[
+        tuple[str, ...],
+        Parameter(
+            help="Train nothing: the weighted mean of these runs, classifiers or shipped ones, by weights that are learnt "
+            "on the validation part.",
+            consume_multiple=True,
+            metavar="RUN",
+            show_default=False,
+        ),
+    ] = (),
     out: Annotated[Path | None, Parameter(help="Folder of the run. Default: a new one in runs/.")] = None,
     max_minutes: Annotated[float | None, Parameter(help="Stop training, and evaluate, after so long.")] = None,
     min_top1: Annotated[
@@ -180,6 +190,7 @@ def train(
             freeze=[name.strip() for name in freeze.split(",") if name.strip()],
             unfreeze=unfreeze,
             probe=probe,
+            fuse=fuse,
             out=out,
             max_minutes=max_minutes,
             on_bad_image=on_bad_image,

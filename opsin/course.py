@@ -10,10 +10,11 @@ RUN/
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from opsin.errors import UsageError
 from opsin.evaluate import AnyReport, measure
 from opsin.preprocess import resize
 from opsin.recipe import Recipe
-from opsin.runfolder import Signals, environment
+from opsin.runfolder import Log, Signals, environment
 
 EVALUATION_BATCH = 250
 SHOWN = 5  # pictures that were left out, by name
@@ -58,7 +59,8 @@ class Run:
 class Course:
     """One run. What learns is a subclass's: it sets `fingerprint` once the pictures are read, and has a `run`."""
 
-    signals: Signals  # while it runs
+    signals: Signals  # these two while it runs
+    log: Log
 
     def __init__(self, recipe: Recipe, folder: Path, splits: Splits, words: list[str], reporter: Reporter) -> None:
         self.recipe, self.folder, self.words, self.reporter = recipe, folder, words, reporter
@@ -133,16 +135,29 @@ class Course:
             **options,
         )
 
-    def choose_thresholds(self, classifier: Classifier) -> None:
-        """Of many labels: where F1 is best on the validation part; never by the test part."""
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.log.write({"event": "stage", "stage": name, "seconds": round(time.monotonic() - began, 2)})
+
+    def _told(self, what: str) -> Callable[[int, int], None]:
+        return self.progress(self.reporter.counter(what))
+
+    def _say(self, words: str) -> None:
+        self.words = [*self.words, words]
+        self.reporter.say(words)
+
+    def choose_thresholds(self, classifier: Classifier, part: str = "val") -> None:
+        """Of many labels: where F1 is best on the validation part, "" where it may not be used; never by the test
+        part."""
         words = "each label is named from a probability of 0.5 on: there is no validation part to choose better ones by"
-        if "val" in self.splits:
-            found = self.measure(classifier, "val", self.reporter.counter("evaluating"), resamples=0)
+        if part in self.splits:
+            found = self.measure(classifier, part, self.reporter.counter("evaluating"), resamples=0)
             assert found.probabilities is not None and found.labels is not None
             self.thresholds = tuple(metrics.best_thresholds(found.probabilities, found.labels))
             words = f"thresholds of the labels by the best F1 on the {found.n} pictures of the validation part"
-        self.words = [*self.words, words]
-        self.reporter.say(words)
+        self._say(words)
 
     def write_facts(self) -> None:
         """What was asked for, where it runs, which picture is in which part: with it the folder holds a run."""

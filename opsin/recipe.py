@@ -328,6 +328,22 @@ class Classical:
             raise UsageError(f"classical.sparsity: expected at most the {self.words} words, got {self.sparsity}")
 
 
+MAX_MEMBERS = 16  # of a fusion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fusion:
+    """The weighted mean of what trained classifiers say. members: run folders, classifier folders, shipped names."""
+
+    members: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.members) <= MAX_MEMBERS:
+            raise UsageError(f"fusion.members: expected 2 to {MAX_MEMBERS} classifiers, received {len(self.members)}")
+        if len(set(self.members)) < len(self.members):
+            raise UsageError(f"fusion.members: expected each once, received {', '.join(self.members)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that a training depends on. The same recipe, versions and thread count give the same weights."""
@@ -341,6 +357,7 @@ class Recipe:
     loss: Loss = CrossEntropy()
     tune: Tune = Tune()
     classical: Classical | None = None  # in place of a network; then all that is about networks is not read
+    fusion: Fusion | None = None  # in place of any training; then only data, seed and device are read
     stop: Stop = Stop()
     epochs: int = 10
     seed: int = 0
@@ -372,6 +389,11 @@ class Recipe:
             raise UsageError(f"tune.{what}: keeps what weights brought; name them: --weights FILE")
         if not 0 <= self.ema < 1:
             raise UsageError(f"ema: expected 0 <= x < 1, received {self.ema}")
+
+    @property
+    def network(self) -> bool:
+        """Whether it trains a network."""
+        return self.classical is None and self.fusion is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -522,8 +544,8 @@ def from_dict(values: dict[str, Any]) -> Recipe:
 
 
 def to_toml(recipe: Recipe) -> str:
-    """Every value, defaults written out. TOML has no null: an absent `weight_decay` of a group is left out, and so is
-    `classical` of a network."""
+    """Every value, defaults written out. TOML has no null: an absent `weight_decay` of a group is left out, and so are
+    `classical` and `fusion` of a network."""
     values = {key: value for key, value in to_dict(recipe).items() if value is not None}
     lines = [f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict)]
     for key, table in values.items():

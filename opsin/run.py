@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from opsin import checkpoint, device, figures, hub, models, optim, recipes, shipped, storage
+from opsin import checkpoint, device, figures, fusing, hub, models, optim, recipes, shipped, storage
 from opsin import classifier as classifiers
 from opsin import probe as probes
 from opsin import recipe as recipe_values
@@ -29,6 +29,7 @@ from opsin.data.index import Index, Splits
 from opsin.data.rng import uniform
 from opsin.errors import BadInput, DataError, Interrupted, NonFiniteLoss, StorageError, UsageError, near
 from opsin.evaluate import AnyReport, LabelReport, report_from_dict
+from opsin.fusing import Fusing
 from opsin.loss import Classify, Labels, of_ignorance
 from opsin.models import smallnet, weights
 from opsin.models.convnet import ConvNet
@@ -85,6 +86,7 @@ def train(
     freeze: Sequence[str] = (),
     unfreeze: float = 0.0,
     probe: bool = False,
+    fuse: Sequence[str | Path] = (),
     out: str | Path | None = None,
     max_minutes: float | None = None,
     on_bad_image: str | None = None,
@@ -100,6 +102,8 @@ def train(
     a folder says of network and normalisation is taken where no `recipe` is given, and the recipe is one of
     fine-tuning. freeze: stages that stay as the weights have them. unfreeze: the part of the training over which the
     others begin to learn, the last first. probe: none learns; a new last layer is fitted (`opsin.probe`).
+    fuse: nothing is trained; the weighted mean of these classifiers, which are trained already, is the new one
+    (`opsin.fusing`): folders of runs or classifiers, or shipped names.
     recipe: a `Recipe`, a name of `opsin.recipes.RECIPES`, FILE.toml or FILE.py:FUNCTION. settings: "key=value" for any
     other field of the recipe. out: the run folder; by default runs/MODEL-DATA-TIME. dry_run: derive and check only.
     asked: what the caller will ask of the report; `UsageError`, before training, where these pictures have no such.
@@ -131,14 +135,6 @@ def train(
 
     words: list[str] = []
     made: Recipe | None = None
-    if not 0 <= unfreeze < 1:
-        raise UsageError(f"unfreeze: expected a part of the training, 0 <= x < 1, received {unfreeze}")
-    if not weights and (freeze or unfreeze or probe):
-        raise UsageError("freeze, unfreeze and probe are for a network that starts from weights; name them: --weights")
-    if unfreeze and recipe is not None:
-        raise UsageError("unfreeze: a recipe has its own groups; give them `since` there")
-    source = hub.find(weights) if weights and recipe is None else None
-    start = source.spec() if source is not None and model is None else None
     if isinstance(recipe, Recipe):
         made = recipe
     elif recipe is not None:
@@ -147,11 +143,32 @@ def train(
         made = recipes.find(model)
     elif model is not None and model not in classical.SUMMARIES:
         models.entry(model)  # a misspelt name is said before anything is read
-    if made.classical if made else model in classical.SUMMARIES:
+    if fuse or (made and not made.network) or model in classical.SUMMARIES:
         foreign = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "max_minutes": max_minutes, "weights": weights}
-        foreign["model"] = model if recipe is not None else None
-        if wrong := [key for key, value in foreign.items() if value is not None]:
-            raise UsageError(f"{made.model.name if made else model} is not a network: leave out {', '.join(wrong)}")
+        foreign["model"] = model if recipe is not None or fuse else None
+        if fuse:
+            foreign |= {
+                "recipe": recipe,
+                "freeze": freeze or None,
+                "unfreeze": unfreeze or None,
+                "probe": probe or None,
+            }
+        wrong = [key for key, value in foreign.items() if value is not None]
+        if fuse or (made and made.fusion):
+            wrong += [key for key, _ in changes if key not in fusing.KEYS and key not in given]
+        if wrong:
+            name = "a fusion" if fuse else made.model.name if made else model
+            raise UsageError(f"{name} is not a network: leave out {', '.join(wrong)}")
+    if not 0 <= unfreeze < 1:
+        raise UsageError(f"unfreeze: expected a part of the training, 0 <= x < 1, received {unfreeze}")
+    if not weights and (freeze or unfreeze or probe):
+        raise UsageError("freeze, unfreeze and probe are for a network that starts from weights; name them: --weights")
+    if unfreeze and recipe is not None:
+        raise UsageError("unfreeze: a recipe has its own groups; give them `since` there")
+    source = hub.find(weights) if weights and recipe is None else None
+    start = source.spec() if source is not None and model is None else None
+    if fuse:
+        made, words = fusing.derive(data, [_place(str(place)) for place in fuse])
     # What decides which pictures are read, and how they are split, is known before the recipe that they lead to.
     reading = [(key, text) for key, text in changes if key.startswith("data.") or key == "seed"]
     first = _changed(made or derive.small(), reading)
@@ -180,7 +197,7 @@ def train(
             words += taken
     made, enlarged = fitting(_changed(made, changes))
     # After the changes, so that it is true; what else was changed may contradict a word above.
-    said = (classical if made.classical else derive).headline(made)
+    said = (fusing if made.fusion else classical if made.classical else derive).headline(made)
     words = [said, *words, *enlarged, *uneven(made, splits["train"])]
     if settings:
         words.append(f"as given: {', '.join(settings)}")
@@ -290,7 +307,8 @@ def resume(folder: Path | str, *, reporter: Reporter | None = None) -> Run:
 
 
 def _course(recipe: Recipe, folder: Path, splits: Splits, words: list[str], reporter: Reporter) -> Course:
-    return (Fitting if recipe.classical else _Training)(recipe, folder, splits, words, reporter)
+    kind = Fusing if recipe.fusion else Fitting if recipe.classical else _Training
+    return kind(recipe, folder, splits, words, reporter)
 
 
 def _words(folder: Path) -> list[str]:
@@ -403,8 +421,8 @@ def facts(name: str, splits: Splits, sample: int = 200) -> derive.Facts:
 
 def fitting(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """The recipe with pictures enlarged where the network needs it, and said so."""
-    if recipe.classical:
-        return recipe, []  # what is too small for its descriptors is an error there
+    if not recipe.network:
+        return recipe, []  # what is too small for descriptors is an error there
     least = models.entry(recipe.model.name).least_size
     height, width = recipe.preprocess.size
     if min(height, width) >= least:
@@ -421,7 +439,7 @@ def uneven(recipe: Recipe, train: Index) -> list[str]:
     """Where some classes have far fewer pictures than others, and the recipe does nothing about it: that, in words."""
     counts = train.counts()
     most, least = int(counts.argmax()), int(counts.argmin())
-    if counts[most] <= UNEVEN * counts[least] or recipe.data.balance or recipe.loss.class_weights or recipe.classical:
+    if counts[most] <= UNEVEN * counts[least] or recipe.data.balance or recipe.loss.class_weights or not recipe.network:
         return []
     if isinstance(recipe.loss, CrossEntropy) and recipe.loss.tau:
         return []

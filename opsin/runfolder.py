@@ -1,4 +1,7 @@
-"""The run folder's own business: who may write there, what is logged, and what ends a run from outside."""
+"""The run folder's own business: who may write there, what is logged, what ends a run from outside, what it has said.
+
+Nothing here imports torch before it needs it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from opsin import storage
 from opsin.errors import Interrupted, StorageError, UsageError
@@ -26,6 +29,11 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+if TYPE_CHECKING:
+    from opsin.recipe import Recipe
+
+MAX_SPLITS = 1 << 29  # bytes of a splits.json
 
 
 class Lock:
@@ -235,3 +243,47 @@ def _commit() -> str | None:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a run said of itself
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def recipe_of(run: Path) -> Recipe | None:
+    """The recipe of a run folder, given as itself or by its classifier/ folder; None where there is none."""
+    from opsin.recipe import from_toml
+
+    path = _of_run(run, "recipe.toml")
+    return from_toml(path.read_text(encoding="utf-8"), str(path)) if path.is_file() else None
+
+
+def listed(run: Path, part: str) -> list[str] | None:
+    """The names of the pictures of a part, where the run wrote them down (`splits.json`)."""
+    from opsin.data.index import read
+
+    path = _of_run(run, "splits.json")
+    return listed_keys(read(path, MAX_SPLITS), path, part) if path.is_file() else None
+
+
+def _of_run(run: Path, name: str) -> Path:
+    """Where a run has that file; run: its folder, or the classifier/ folder in it."""
+    inside = not (run / name).is_file() and run.resolve().name == "classifier"
+    return (run.resolve().parent if inside else run) / name
+
+
+def listed_keys(data: bytes, path: Path, part: str) -> list[str] | None:
+    """The names listed for a part in the bytes of a `splits.json`; None where it lists none."""
+    found = storage.read_json(data, path, MAX_SPLITS)
+    of_part = found.get(part, {}) if isinstance(found, dict) else None
+    keys = of_part.get("keys") if isinstance(of_part, dict) else ...
+    if keys is None or (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        return keys
+    raise StorageError(f"{path}: expected the names of the pictures of each part")
+
+
+def same_data(one: str, other: str) -> bool:
+    """Whether two names, as `Data.name` has them, are of one data set."""
+    return one == other or bool(
+        other and os.path.exists(one) and os.path.exists(other) and os.path.samefile(one, other)
+    )

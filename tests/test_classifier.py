@@ -384,7 +384,7 @@ def put(*path: str, value: Any) -> Any:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (put("kind", value="magic"), "kind: expected one of net, labels, classical, received 'magic'"),
+        (put("kind", value="magic"), "kind: expected one of net, labels, classical, fused, received 'magic'"),
         (put("kind", value=["net"]), "kind: expected one of net"),
         (put("format", value=2), "expected an object of format 1"),
         (put("model", value="resnet20"), "model: expected name, options and in_channels"),
@@ -448,7 +448,7 @@ def test_missing_and_damaged_files_are_named(saved: Path, tmp_path: Path) -> Non
     with pytest.raises(StorageError, match=r"weights\.safetensors"):
         classifiers.load(copy)
     storage.write_folder(copy, {CONFIG: (saved / CONFIG).read_bytes()})
-    with pytest.raises(StorageError, match="expected the files"):
+    with pytest.raises(StorageError, match="expected the file weights.safetensors"):
         classifiers.load(copy)
     storage.write_folder(copy, {CONFIG: b"[]", WEIGHTS: b""})
     with pytest.raises(StorageError, match="expected an object"):

@@ -27,7 +27,7 @@ TABLE = """
     classical.kernels classical.solver classical.forest classical.machines classical.pipeline
     shipped classifier probe hub evaluate figures report
     recipes.derive recipes.chapter recipes.resnet_cifar recipes.ladder recipes.classical recipes
-    console draw runfolder course classical.fitting run samples doctor album
+    console draw runfolder course classical.fitting fusing run samples doctor album
     v2.activation v2.pooling v2.data_type v2.graph v2.attr v2.proto v2.evaluator v2.topology v2.layer v2.networks
     v2.modules v2.lower v2.parameters v2.optimizer v2.minibatch v2.reader.decorator v2.reader.creator v2.reader
     v2.data_feeder

@@ -5,11 +5,9 @@ RUN/stages/vocabulary/ and RUN/stages/vectors-000000/ …: what is whole there i
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,15 +71,6 @@ class Fitting(Course):
             finally:
                 self.reporter.finish()
                 self.log.close()
-
-    @contextlib.contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        began = time.monotonic()
-        yield
-        self.log.write({"event": "stage", "stage": name, "seconds": round(time.monotonic() - began, 2)})
-
-    def _told(self, what: str) -> Callable[[int, int], None]:
-        return self.progress(self.reporter.counter(what))
 
     # -- kept ---------------------------------------------------------------------------------------------------------
 
@@ -217,10 +206,6 @@ class Fitting(Course):
             done += len(images)
             told(done, len(index))
         return torch.cat(rows), torch.from_numpy(index.labels.copy()).to(self.device)
-
-    def _say(self, words: str) -> None:
-        self.words = [*self.words, words]
-        self.reporter.say(words)
 
     def _finish(self, machine: Machine) -> Run:
         def made() -> ClassicalClassifier:

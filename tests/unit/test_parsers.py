@@ -10,7 +10,7 @@ config.json of timm and the hub     hub.find and what it returns       BadInput 
 TOML                                recipe.from_toml, override         UsageError    here, test_recipe
 JSON, manifest of hashes            storage.read_json, read_folder     StorageError  here, test_storage
 safetensors                         storage.from_safetensors           StorageError  here
-splits.json                         chosen.listed_keys                       StorageError  here
+splits.json                         runfolder.listed_keys                    StorageError  here
 a checkpoint's state.json           checkpoint.restore                 StorageError  here
 classifier.json                     classifier.load                    StorageError  here
 report.json                         Report.from_dict                   StorageError  here
@@ -34,7 +34,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from opsin import checkpoint, chosen, hub, models, optim, recipes, storage
+from opsin import checkpoint, hub, models, optim, recipes, runfolder, storage
 from opsin import classifier as classifiers
 from opsin.classifier import NetClassifier
 from opsin.data import decode, formats
@@ -442,7 +442,7 @@ def test_lists_of_splits(draw: st.DataObject) -> None:
     data = json.dumps(changed_json(document, draw)).encode() if draw.draw(st.booleans()) else None
     data = data or make.mutated(json.dumps(document).encode(), draw)
     try:
-        keys = chosen.listed_keys(data, Path("splits.json"), "train")
+        keys = runfolder.listed_keys(data, Path("splits.json"), "train")
     except StorageError as error:
         assert "splits.json" in str(error)
     else:
