@@ -125,8 +125,8 @@ def train(
     fuse: Annotated[
         tuple[str, ...],
         Parameter(
-            help="Train nothing: the weighted mean of these runs, classifiers or shipped ones, by weights that are learnt "
-            "on the validation part.",
+            help="Train nothing: take the weighted mean of two or more runs or classifiers that are trained already. "
+            "The weights are learnt on the validation part; without one they are equal.",
             consume_multiple=True,
             metavar="RUN",
             show_default=False,

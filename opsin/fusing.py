@@ -1,7 +1,7 @@
-"""A run that fuses classifiers which are trained already: their weighted mean, with weights learnt on validation pictures.
+"""A run that fuses classifiers which are trained already: their weighted mean, by weights learnt on validation pictures.
 
-The weights are learnt only on pictures that no member was fitted to, and are equal where that cannot be known. What a
-member was chosen by (its best pass, calibration, thresholds) is no fitting: it is a few numbers of it. Nothing is kept on
+No member may have been fitted to these; where one was, or it is not known, the weights are equal. What a member was
+chosen by (its best pass, calibration, thresholds) counts as no fitting: it is a few numbers of it. Nothing is kept on
 the way: a run that is interrupted starts anew.
 """
 
@@ -169,10 +169,8 @@ class Fusing(Course):
         self.names = _names(recipe.fusion.members)
         self.fused = _load(recipe.fusion, str(self.device), self.classes)
         if (self.fused.thresholds is not None) != self.many_labels:
-            texts = ("one label a picture", "many labels a picture")
-            raise DataError(
-                f"the pictures have {texts[self.many_labels]}, but the classifiers are for {texts[not self.many_labels]}"
-            )
+            own, theirs = ("many labels", "one label")[:: 1 if self.many_labels else -1]
+            raise DataError(f"the pictures have {own} each, but the classifiers are for {theirs} a picture")
         pasts = [_past(place, recipe.data.name, splits) for place in recipe.fusion.members]
         self.pasts = dict(zip(self.names, pasts, strict=True))
         self._check_test()
@@ -184,9 +182,10 @@ class Fusing(Course):
         for name, past in self.pasts.items():
             seen = 0 if isinstance(past, str) else sum(key in past.train or key in past.val for key in keys)
             if seen and isinstance(past, Past):
+                own = f"--seed {past.recipe.seed} --set data.validation={past.recipe.data.validation:g}"
                 raise DataError(
-                    f"{seen:,} of the {len(keys):,} test pictures are training or validation pictures of {name}; for "
-                    f"the parts that it had: --seed {past.recipe.seed} --set data.validation={past.recipe.data.validation:g}"
+                    f"{seen:,} of the {len(keys):,} test pictures are training or validation pictures of {name}; "
+                    f"to take the parts that it had: {own}"
                 )
 
     def _why_equal(self) -> str:

@@ -448,7 +448,7 @@ def test_missing_and_damaged_files_are_named(saved: Path, tmp_path: Path) -> Non
     with pytest.raises(StorageError, match=r"weights\.safetensors"):
         classifiers.load(copy)
     storage.write_folder(copy, {CONFIG: (saved / CONFIG).read_bytes()})
-    with pytest.raises(StorageError, match="expected the file weights.safetensors"):
+    with pytest.raises(StorageError, match=r"expected the file weights\.safetensors"):
         classifiers.load(copy)
     storage.write_folder(copy, {CONFIG: b"[]", WEIGHTS: b""})
     with pytest.raises(StorageError, match="expected an object"):
