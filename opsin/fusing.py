@@ -1,4 +1,4 @@
-"""A run that fuses classifiers which are trained already: their weighted mean, by weights learnt on validation pictures.
+"""A run that fuses trained classifiers: their weighted mean, by weights that are learnt on validation pictures.
 
 No member may have been fitted to these; where one was, or it is not known, the weights are equal. What a member was
 chosen by (its best pass, calibration, thresholds) counts as no fitting: it is a few numbers of it. Nothing is kept on
@@ -49,7 +49,7 @@ def derive(data: str, members: Sequence[str]) -> tuple[Recipe, list[str]]:
     first = theirs[0]
     kept = replace(first.data, batch_size=made.data.batch_size, balance="", loader="auto")
     words = [
-        f"pictures are in the parts that the members' runs had: seed {first.seed}, validation {first.data.validation:g}"
+        f"the members' runs had these pictures in parts by seed {first.seed}, validation {first.data.validation:g}"
     ]
     return replace(made, data=replace(kept, name=data), seed=first.seed), words
 

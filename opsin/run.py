@@ -155,7 +155,8 @@ def train(
             }
         wrong = [key for key, value in foreign.items() if value is not None]
         if fuse or (made and made.fusion):
-            wrong += [key for key, _ in changes if key not in fusing.KEYS and key not in given]
+            keys = (setting.partition("=")[0].strip() for setting in settings)
+            wrong += [key for key in keys if key not in fusing.KEYS]
         if wrong:
             name = "a fusion" if fuse else made.model.name if made else model
             raise UsageError(f"{name} is not a network: leave out {', '.join(wrong)}")

@@ -19,7 +19,6 @@ from opsin import classifier as classifiers
 from opsin import fusing, metrics, storage
 from opsin import run as runs
 from opsin.classifier import ClassicalClassifier, FusedClassifier, NetClassifier
-from opsin.console import Reporter
 from opsin.data.index import Index
 from opsin.errors import DataError, Interrupted, StorageError, UsageError
 from opsin.evaluate import measure
@@ -146,7 +145,7 @@ def turned(one: NetClassifier) -> NetClassifier:
 
 def test_it_keeps_the_contract(tmp_path: Path) -> None:
     made = [net("resnet20", 4), turned(net("lenet", 4, GREY)), net("resnet20", 4, SQUASH, seed=1)]
-    check_classifier(FusedClassifier(made, (0.5, 0.2, 0.3)), tmp_path / "one")
+    check_classifier(FusedClassifier(made, (0.5, 0.2, 0.3)), tmp_path)
 
 
 def test_of_many_labels_it_keeps_the_contract(tmp_path: Path) -> None:
@@ -493,7 +492,7 @@ def test_the_command_fuses_runs_of_a_folder(tmp_path: Path, opsin_: Callable[...
     assert recipe.fusion == Fusion(members=(str(tmp_path / "a"), str(tmp_path / "b"))) and recipe.seed == 3
     done = opsin_("train", folder, "--fuse", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "run", "--json")
     assert done.code == 0, done.err
-    assert "parts that the members' runs had: seed 3" in done.err and "no member was fitted" in done.err
+    assert "in parts by seed 3, validation 0.2" in done.err and "no member was fitted" in done.err
     made = json.loads(done.out)
     assert made["report"]["n"] == json.loads((tmp_path / "a" / "splits.json").read_text())["test"]["n"]
     again = opsin_("evaluate", tmp_path / "run", "--json")
