@@ -28,7 +28,7 @@ from opsin.recipe import Data, Fusion, ModelSpec, Recipe
 from opsin.runfolder import Log, Signals
 
 # Fields of a recipe that mean something here
-KEYS = ("data.name", "data.data_dir", "data.validation", "data.workers", "data.on_bad_image", "seed", "device")
+KEYS = ("data.data_dir", "data.validation", "data.workers", "data.on_bad_image", "seed", "device")
 ENOUGH = 1e-7  # nats a label that the weights may be below the best there are
 PASSES = 2000  # of EM
 BEFORE = 8  # runs that began with one another's weights
