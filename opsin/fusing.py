@@ -7,7 +7,7 @@ the way: a run that is interrupted starts anew.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -61,18 +61,21 @@ def headline(recipe: Recipe) -> str:
     return f"fused: the weighted mean of what {len(names)} classifiers say: {', '.join(names)}"
 
 
-def mixture(likelihoods: Tensor) -> tuple[float, ...]:
+def mixture(likelihoods: Tensor, progress: Callable[[int, int], None] | None = None) -> tuple[float, ...]:
     """The weights, of sum 1, under whose mixture the labels are likeliest, by EM (Dempster, Laird and Rubin 1977).
 
     likelihoods: float [N, M], what each of M members gave each of N labels. The mean log-likelihood is concave in the
     weights, and no others are better than these by more than their largest derivative less one: that is `ENOUGH`, or as
-    little as `PASSES` passes make it. From equal weights, so members that say the same stay equal.
+    little as `PASSES` passes make it. From equal weights, so members that say the same stay equal. progress: is called
+    with (passes done, at most).
     """
     if likelihoods.ndim != 2 or not len(likelihoods) or not bool(torch.isfinite(likelihoods).all()):
         raise UsageError(f"likelihoods: expected finite numbers [N, M], received {tuple(likelihoods.shape)}")
     given = likelihoods.double().clamp_min(metrics.NLL_FLOOR)  # as little as a picture can be likely there
     weights = torch.full((given.shape[1],), 1 / given.shape[1], dtype=torch.float64)
-    for _ in range(PASSES):
+    for done in range(PASSES):
+        if progress is not None:
+            progress(done, PASSES)
         derivative = (given / (given @ weights)[:, None]).mean(0)
         if float(derivative.max()) - 1 <= ENOUGH:
             break
@@ -185,7 +188,7 @@ class Fusing(Course):
                 own = f"--seed {past.recipe.seed} --set data.validation={past.recipe.data.validation:g}"
                 raise DataError(
                     f"{seen:,} of the {len(keys):,} test pictures are training or validation pictures of {name}; "
-                    f"to take the parts that it had: {own}"
+                    f"to take the parts that it had, if the data are as they were then: {own}"
                 )
 
     def _why_equal(self) -> str:
@@ -245,7 +248,7 @@ class Fusing(Course):
             self._say(f"equal weights: {self.equal}")
             return
         given = likelihoods(*self.memory["val"])
-        weights = mixture(given)
+        weights = mixture(given, self.progress(None))
         self.fused = self._weighted(weights)
         shares = ", ".join(f"{weight:.3f} of {name}" for name, weight in zip(self.names, weights, strict=True))
         self._say(

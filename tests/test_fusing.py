@@ -330,11 +330,31 @@ def test_of_a_member_that_began_with_anothers_weights_the_others_pictures_count_
     runs.fit(replace(NET, data=replace(DATA, validation=0.0), epochs=1), tmp_path / "all", splits=parts())
     start = replace(NET.model, weights=str(tmp_path / "all"))
     runs.fit(replace(NET, model=start, epochs=1), tmp_path / "tuned", splits=parts())
-    equal(fused(tmp_path / "one", (str(tmp_path / "tuned"), members[1])), "validation pictures are training pictures of tuned")
+    equal(
+        fused(tmp_path / "one", (str(tmp_path / "tuned"), members[1])),
+        "validation pictures are training pictures of tuned",
+    )
     Path(tmp_path, "all", "recipe.toml").unlink()
     learnt = fused(tmp_path / "two", (str(tmp_path / "tuned"), members[1]))
     assert any(words.startswith("tuned began with ") and "not known" in words for words in learnt.words)
     assert any(words.startswith("weights under which") for words in learnt.words)
+
+
+def test_what_a_run_was_fitted_to_is_what_it_lists_or_what_is_published(tmp_path: Path) -> None:
+    splits = opsin.load_data("digits")
+    listed = {"train": {"n": 2, "keys": ["a", "b"]}, "val": {"n": 1, "keys": ["c"]}, "test": {"n": 1}}
+    for name, lists, expected in (
+        ("digits", {"train": {"n": 1437}, "test": {"n": 360}}, (set(splits["train"].keys), set())),
+        ("digits", listed, ({"a", "b"}, {"c"})),
+        (str(tmp_path), listed, ({"a", "b"}, {"c"})),
+    ):
+        (tmp_path / "recipe.toml").write_text(to_toml(replace(NET, data=Data(name=name))))
+        (tmp_path / "splits.json").write_text(json.dumps(lists))
+        past = fusing._past(str(tmp_path), name, splits)
+        assert isinstance(past, fusing.Past) and (past.train, past.val) == expected
+    assert fusing._past(str(tmp_path), "digits", splits) == f"was trained on {tmp_path}"
+    (tmp_path / "splits.json").write_text("{}")
+    assert fusing._past(str(tmp_path), str(tmp_path), splits) == "does not say which pictures it was trained on"
 
 
 def test_test_pictures_that_a_member_has_seen_are_refused(members: tuple[str, str], tmp_path: Path) -> None:
