@@ -147,7 +147,8 @@ def train(
         foreign: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "max_minutes": max_minutes}
         foreign |= {"weights": weights, "model": model if recipe is not None or fuse else None}
         if fuse:
-            foreign |= {"recipe": recipe, "freeze": freeze or None, "unfreeze": unfreeze or None, "probe": probe or None}
+            foreign |= {"recipe": recipe, "freeze": freeze or None}
+            foreign |= {"unfreeze": unfreeze or None, "probe": probe or None}
         wrong = [key for key, value in foreign.items() if value is not None]
         if fuse or (made and made.fusion):
             keys = (setting.partition("=")[0].strip() for setting in settings)
