@@ -100,14 +100,14 @@ def kmeans(rounds: int) -> list[dict[str, Any]]:
     theirs = MiniBatchKMeans(WORDS, batch_size=4096, n_init=1, random_state=0)
     wanted = float(theirs.fit(numbers).inertia_)
     for passes in range(1, 50):
-        found = vocabulary.kmeans(x, WORDS, seed=0, iterations=passes, batch=4096, tolerance=-1)
+        found = vocabulary.kmeans(x, WORDS, seed=0, iterations=passes, batch=16384, tolerance=-1)
         if found.inertia <= wanted:
             break
     else:
         sys.exit(f"k-means: an inertia of {found.inertia:g} after {passes} passes, scikit-learn's is {wanted:g}")
 
     def ours() -> None:
-        vocabulary.kmeans(x, WORDS, seed=0, iterations=passes, batch=4096, tolerance=-1)
+        vocabulary.kmeans(x, WORDS, seed=0, iterations=passes, batch=16384, tolerance=-1)
 
     name = f"{VECTORS} × 128, {WORDS} words, {passes} passes against {theirs.n_iter_}"
     quality = f"inertia {found.inertia:.6g} against {wanted:.6g}"
@@ -174,13 +174,17 @@ PARTS = {"sift": sift, "kmeans": kmeans, "fisher": fisher}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=PARTS, help="all of them where none is named")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help="sift, kmeans, fisher; all of them where none is named"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     device.tune()
     torch.set_num_threads(options.threads)
     for part in options.parts or PARTS:
+        if part not in PARTS:
+            parser.error(f"no part {part!r}; parts: {', '.join(PARTS)}")
         common.write("classical", PARTS[part](options.rounds), part=part)
 
 
