@@ -107,11 +107,11 @@ def sift(
         else:  # one kernel serves all bins: summed wherever a bin of some frame is, then handed out
             stride = math.gcd(step, bin_size)
             sums = _sums(maps, kernels.to(maps), stride)[:, :, :, 0, 0]
-            offsets = torch.arange(BINS, device=maps.device) * (bin_size // stride)
-            y, x = (
-                (torch.arange(n, device=maps.device) * (step // stride))[:, None] + offsets for n in (rows, columns)
-            )
-            bins = sums[:, y[:, None, :, None], x[None, :, None, :]] * weights.to(maps)
+            picture, row, column, one = sums.stride()
+            apart, along = step // stride, bin_size // stride
+            shape = (len(sums), rows, columns, BINS, BINS, ANGLES)
+            strides = (picture, apart * row, apart * column, along * row, along * column, one)
+            bins = sums.as_strided(shape, strides) * weights.to(maps)
         vectors = bins.flatten(3)
         strong = vectors.sum(-1, keepdim=True) >= contrast
         vectors = _unit(_unit(vectors).clamp_(max=CLIP), keep=strong)
