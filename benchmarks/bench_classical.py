@@ -11,7 +11,7 @@ pixels. The cosine is the mean over the frames that lie within the picture with 
 what is beyond the border, ours goes on with the outermost gradients) and are not zeros for their lack of contrast.
 
 kmeans: against scikit-learn's MiniBatchKMeans, with as few passes of ours as give an inertia no larger than theirs.
-fisher: improved Fisher vectors against scikit-image's (pip install scikit-image). Theirs also has gradients by the
+fisher: improved Fisher vectors against scikit-image's. Theirs also has gradients by the
 weights and is normalised with them, so the cosine is of the gradients by means alone.
 """
 

@@ -57,7 +57,6 @@ MACHINES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "logistic regression": ({"machine": "logistic"}, tuple(ENCODINGS)),
     "random forest": ({"machine": "forest"}, tuple(ENCODINGS)),
     "SVM of χ² map": ({"machine": "svm", "additive": "chi2", "standardise": False}, OF_HISTOGRAMS),
-    "SVM of χ² kernel": ({"machine": "kernel", "kernel": "chi2"}, OF_HISTOGRAMS),
 }
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
 HELD = 1000  # training pictures that a machine's strength is chosen on
