@@ -242,6 +242,7 @@ def test_a_gradient_that_is_not_finite_is_found_in_its_step_before_the_weights_a
     assert torch.equal(model.linear.weight, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_hundreds_of_steps_leave_no_descriptors_threads_processes_or_memory_behind(tmp_path):
     """240 steps with workers and a save every tenth; looked at after each epoch, from the third on."""

@@ -158,6 +158,7 @@ def test_features_that_never_vary_and_scales_of_any_size_do_no_harm():
     assert (vectors @ fitted.weight.T + fitted.bias).argmax(1).eq(labels).all()
 
 
+@pytest.mark.slow
 def test_every_network_either_has_a_last_layer_to_replace_or_says_what_works():
     ends = {}
     for name in models.MODELS:

@@ -279,7 +279,7 @@ def test_flat_pictures_have_a_page(tmp_path: Path) -> None:
     assert len(strips) == 4 and "4 are used by none" in page.text  # of the centres alone
 
 
-@pytest.mark.parametrize("case", ["words", "vocabularies", "pictures"])
+@pytest.mark.parametrize("case", ["words", pytest.param("vocabularies", marks=pytest.mark.slow), "pictures"])
 def test_the_page_and_the_work_are_bounded(tmp_path: Path, case: str) -> None:
     """Noise is the largest that a JPEG can be."""
     size, kinds, encoders = 32, (replace(KINDS[3], step=1, sizes=(6,)),), ("triangle",)
