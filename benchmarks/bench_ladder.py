@@ -2,8 +2,8 @@
 
 python benchmarks/bench_ladder.py [--data-dir DIR] [--only TEXT …] [--page]
 
-All learn from the first 1,000 pictures of each class in the training set and are asked the whole test set. Nothing is
-chosen by it: every row has the settings written here or those that opsin derives, and is there once, with seed 0.
+All learn from the first 1,000 pictures of each class in the training set and are asked the whole test set. Every row has
+the settings written here or those that opsin derives, and is there once, with seed 0.
 Results: `results/ladder.csv`, a row at a time, so what was interrupted goes on; --page writes `docs/ladder.md` from it.
 """
 
@@ -164,10 +164,11 @@ def page(rows: list[dict[str, str]]) -> str:
             numbers = next(r["numbers"] for r in rows if (r["descriptor"], r["encoding"]) == (descriptor, encoding))
             cells = ["" if v is None else f"**{v:.1%}**" if v == max(own) else f"{v:.1%}" for v in values]
             lines.append(f"| {descriptor} | {encoding} | {numbers} | {' | '.join(cells)} |")
-    lines += ["", "| network, as opsin derives its recipe | top-1 | minutes |", "| --- | --- | --- |"]
-    for row in rows:
-        if row["encoding"] == "network":
-            lines.append(f"| {row['classifier']} | {float(row['top1']):.1%} | {float(row['seconds']) / 60:.1f} |")
+    networks = [row for row in rows if row["encoding"] == "network"]
+    if networks:
+        lines += ["", "| network, as opsin derives its recipe | top-1 | minutes |", "| --- | --- | --- |"]
+    for row in networks:
+        lines.append(f"| {row['classifier']} | {float(row['top1']):.1%} | {float(row['seconds']) / 60:.1f} |")
     return "\n".join(lines)
 
 
