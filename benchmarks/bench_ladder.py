@@ -2,8 +2,8 @@
 
 python benchmarks/bench_ladder.py [--data-dir DIR] [--only TEXT …] [--page]
 
-All learn from the first 1,000 pictures of each class in the training set and are asked the whole test set. Every row has
-the settings written here or those that opsin derives, and is there once, with seed 0.
+All learn from the first 1,000 pictures of each class in the training set and are asked the whole test set. Every row
+has the settings written here or those that opsin derives, and is there once, with seed 0.
 Results: `results/ladder.csv`, a row at a time, so what was interrupted goes on; --page writes `docs/ladder.md` from it.
 """
 

@@ -99,7 +99,11 @@ LISTED = [name for name in MODELS if name not in COUNTED]
 # One or two of each file of networks, in a form that is quick to compute with
 FAMILIES = ["smallnet", "lenet", "alexnet_cifar", "nin_cifar", "vgg11", "vgg16_cifar", "googlenet_cifar"]
 FAMILIES += ["inception_v2_cifar", "resnet20", "resnet50"]
-TRACED = set(FAMILIES) - {"vgg11", "resnet50", "googlenet_cifar"}  # exported and compiled also outside of `make test-all`
+TRACED = set(FAMILIES) - {
+    "vgg11",
+    "resnet50",
+    "googlenet_cifar",
+}  # exported and compiled also outside of `make test-all`
 # All that are for small pictures, and of those for large ones a VGG and a ResNet
 LEARNERS = ["smallnet", "lenet5", "lenet", "alexnet_cifar", "nin_cifar", "vgg11_bn", "vgg16_cifar", "googlenet_cifar"]
 LEARNERS += ["inception_v2_cifar", "inception_v3_cifar", "inception_v4_cifar", "inception_resnet_v1_cifar"]
