@@ -231,6 +231,7 @@ def test_a_loss_that_diverges(shared, tmp_path, opsin_) -> None:
     assert said.code == 5 and said.err.splitlines()[-1].startswith("error: ")
 
 
+@pytest.mark.slow  # tests/test_run.py has both signals in the ordinary suite
 def test_interrupt_and_resume(shared, tmp_path, opsin_) -> None:
     command = [sys.executable, "-m", "opsin", "train", shared / "pictures", "--model", "lenet", "--epochs", "4000"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

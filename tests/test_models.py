@@ -225,7 +225,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     assert alive >= 0.8 * len(trained)  # a narrow layer of ReLUs may be dead for four pictures
 
 
-@pytest.mark.parametrize("name", LISTED)
+@pytest.mark.parametrize("name", quick_or_slow(LISTED, slow=set(LISTED) - set(FAMILIES)))
 def test_least_size_works_and_one_pixel_less_is_refused(name: str) -> None:
     """At the same time any number of channels and classes."""
     least = entry(name).least_size
@@ -267,7 +267,7 @@ def test_channels_last_gives_the_same(name: str) -> None:
     torch.testing.assert_close(received, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", LISTED)
+@pytest.mark.parametrize("name", quick_or_slow(LISTED, slow=set(LISTED) - set(FAMILIES)))
 def test_saved_and_loaded_it_answers_the_same(name: str, tmp_path: Path) -> None:
     net, side = small(name), entry(name).least_size
     spec = ModelSpec(name=name, options=narrow(name))
